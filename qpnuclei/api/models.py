@@ -13,7 +13,7 @@ from qpnuclei.system.arguments import listed, path_or_none
 if TYPE_CHECKING:
     from qpnuclei.evaluation.report import Report
     from qpnuclei.training.adaptation import Adaptation
-    from qpnuclei.training.callbacks import TrainingResult, Watcher
+    from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 
 
 def train(
@@ -28,7 +28,7 @@ def train(
     seed: int = 0,
     validation: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> TrainingResult:
     """Train a model on unlabelled tissue, like ``qpnuclei train`` in one process.
 
@@ -53,8 +53,8 @@ def train(
         Labelled images that choose the epoch and the post-processing.
     resume : bool
         Continue the training in `folder`.
-    watcher : Watcher, optional
-        Receives the progress, and may stop the training.
+    callbacks : TrainingCallbacks, optional
+        Called with the progress; they may stop the training.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def train(
         validation=path_or_none(validation),
         mpp=mpp,
         resume=resume,
-        watcher=watcher,
+        callbacks=callbacks,
     )
 
 
@@ -114,7 +114,7 @@ def adapt(
     device: str = "auto",
     seed: int = 0,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> Adaptation:
     """Adapt a model to your own slides, like ``qpnuclei adapt``.
 
@@ -145,8 +145,8 @@ def adapt(
         Seed of all random choices.
     resume : bool
         Continue the run in `folder`.
-    watcher : Watcher, optional
-        Receives the progress, and may stop the training.
+    callbacks : TrainingCallbacks, optional
+        Called with the progress; they may stop the training.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def adapt(
         device=resolve_device(device),
         seed=seed,
         resume=resume,
-        watcher=watcher,
+        callbacks=callbacks,
         corrections=drawn.images,
     )
 

@@ -20,7 +20,7 @@ from qpnuclei.cli.options import (
     ResumeTraining,
     Seed,
 )
-from qpnuclei.cli.train import STOPPING, ConsoleWatcher, training_bar
+from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, training_bar
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -163,7 +163,7 @@ def adapt(
             device=chosen,
             seed=seed,
             resume=resume,
-            watcher=ConsoleWatcher(bar, interrupted),
+            callbacks=ConsoleCallbacks(bar, interrupted),
             corrections=drawn.images,
         )
     if json:

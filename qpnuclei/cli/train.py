@@ -14,7 +14,7 @@ import typer
 from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import ImageRoot, Json, Quiet, ResumeTraining, Seed, possible_mpp, within
 from qpnuclei.errors import UsageError, number_of
-from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -223,7 +223,7 @@ def train(
             resume=resume,
             backbone_weights=backbone_weights,
             workers=workers,
-            watcher=ConsoleWatcher(bar, interrupted),
+            callbacks=ConsoleCallbacks(bar, interrupted),
         )
     if not is_main:
         sys.exit(EXIT_CODE if result.stopped else 0)
@@ -240,7 +240,7 @@ def train(
         sys.exit(EXIT_CODE)
 
 
-class ConsoleWatcher(Watcher):
+class ConsoleCallbacks(TrainingCallbacks):
     """Shows the progress of a training; stops it when `interrupted` returns True.
 
     Parameters
@@ -262,25 +262,25 @@ class ConsoleWatcher(Watcher):
         self._labelling = bar.add_task("labels", total=None, note="", visible=False)
         self._training = bar.add_task("epoch", total=None, note="", visible=False)
 
-    def expect(self, epochs: int, batches_per_epoch: int) -> None:
+    def on_train_begin(self, epochs: int, batches_per_epoch: int) -> None:
         """Show the length of the training."""
         self._parts = f"/{epochs}"
         self._batches = batches_per_epoch
         self._left = epochs * batches_per_epoch
 
-    def tiles(self, done: int, total: int) -> None:
+    def on_tiles(self, done: int, total: int) -> None:
         """Show the number of images that have been cut into tiles."""
         self._bar.update(self._indexing, completed=done, total=total, visible=done < total)
 
-    def round(self, number: int, rounds: int, batches: int) -> None:  # noqa: ARG002
+    def on_round_begin(self, number: int, rounds: int, batches: int) -> None:  # noqa: ARG002
         """Show the length of a student's round."""
         self._part, self._parts, self._batches = "round", f"/{rounds}", batches
 
-    def labels(self, done: int, total: int) -> None:
+    def on_labels(self, done: int, total: int) -> None:
         """Show the number of patches that have been labelled."""
         self._bar.update(self._labelling, completed=done, total=total, visible=done < total)
 
-    def begins(self, batches: int, seconds_per_batch: float) -> None:
+    def on_estimate(self, batches: int, seconds_per_batch: float) -> None:
         """Show the estimated duration of the training."""
         from qpnuclei.cli.console import in_words
 
@@ -291,19 +291,19 @@ class ConsoleWatcher(Watcher):
             f"{in_words(batches * seconds_per_batch)}{labelling}"
         )
 
-    def starts(self, batches: int) -> None:
+    def on_starts_begin(self, batches: int) -> None:
         """Show the length of the starts."""
         self._starts = batches
         self._left += batches
 
-    def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
+    def on_batch_end(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a batch; estimate the duration once enough batches are timed."""
         if self._left and self._batches and len(self._ends) < _TIMED:
             self._ends.append(time.monotonic())
             if len(self._ends) == _TIMED:
                 before = self._starts + (epoch - 1) * self._batches if epoch else 0
                 left = self._left - before - batch
-                self.begins(left, (self._ends[-1] - self._ends[0]) / (_TIMED - 1))
+                self.on_estimate(left, (self._ends[-1] - self._ends[0]) / (_TIMED - 1))
         self._bar.update(
             self._training,
             description=f"{self._part} {epoch}{self._parts}" if epoch else "starts",
@@ -313,7 +313,7 @@ class ConsoleWatcher(Watcher):
             visible=True,
         )
 
-    def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
         """Print the metrics of an epoch, with a star if its model was kept."""
         star = " *" if kept else ""
         self._bar.console.print(f"{self._part} {epoch}{self._parts}: {_summary(metrics)}{star}")
@@ -324,7 +324,7 @@ class ConsoleWatcher(Watcher):
 
 
 def training_bar(quiet: bool) -> Progress:
-    """Return a progress bar on standard error for `ConsoleWatcher`."""
+    """Return a progress bar on standard error for `ConsoleCallbacks`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from qpnuclei.cli.console import stderr

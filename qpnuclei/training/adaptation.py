@@ -32,7 +32,7 @@ from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.stains import separate
 from qpnuclei.system.files import write_atomically
-from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import Source
 from qpnuclei.training.student.patches import SlideSample, sample_slides
@@ -122,7 +122,7 @@ def adapt(
     device: torch.device,
     seed: int = 0,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
     corrections: Sequence[BoxImage] = (),
 ) -> Adaptation:
     """Adapt a student to slides, and compare it with the original model.
@@ -141,8 +141,8 @@ def adapt(
     seed : int
     resume : bool
         Continue the run in `folder`.
-    watcher : Watcher, optional
-        Receives the progress, and may stop the run.
+    callbacks : TrainingCallbacks, optional
+        Called with the progress; they may stop the run.
     corrections : sequence of BoxImage
         Boxes in which nuclei were drawn, to learn from as well.
 
@@ -153,7 +153,7 @@ def adapt(
     qpnuclei.errors.QpnucleiError
         If the model or an image cannot be read, or the training went wrong.
     """
-    watcher = watcher or Watcher()
+    callbacks = callbacks or TrainingCallbacks()
     model = network_to_adapt(model, sources)
     start = resolve_model(model)
     metadata = read_metadata(start)
@@ -179,7 +179,7 @@ def adapt(
         device=device,
         seed=seed,
         resume=resume,
-        watcher=watcher,
+        callbacks=callbacks,
         corrections=corrections,
     )
     if training.stopped or training.model is None:
@@ -193,8 +193,8 @@ def adapt(
     # In place of those without tissue, the ones between them.
     between = [source for source in sources if source not in compared]
     for source in [*compared, *between]:
-        watcher.tiles(len(changes), len(compared))
-        if watcher.stop_requested():
+        callbacks.on_tiles(len(changes), len(compared))
+        if callbacks.stop_requested():
             return Adaptation(replace(training, stopped=True), [], [])
         if sample := _sample(source, recipe, seed):
             change, view = _compare(sample, before, after)
@@ -202,7 +202,7 @@ def adapt(
             views.append(view)
         if len(changes) == len(compared):
             break
-    watcher.tiles(len(compared), len(compared))
+    callbacks.on_tiles(len(compared), len(compared))
     doubts = find_doubts(changes)
     _write(folder, start, metadata, after.metadata, Adaptation(training, changes, doubts))
     _write_picture(folder / PICTURE_FILE, _evenly(views, _PICTURE_IMAGES))

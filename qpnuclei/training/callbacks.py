@@ -11,31 +11,42 @@ class StopRequested(Exception):  # noqa: N818, it is no error
     """Ends a step that saves nothing of its own, such as the choice of the post-processing."""
 
 
-class Watcher:
-    """Receives the progress of a training, and may ask it to stop; this one does nothing."""
+class TrainingCallbacks:
+    """What a training calls while it runs; subclass it to show its progress, or to stop it.
 
-    def expect(self, epochs: int, batches_per_epoch: int) -> None:
+    These methods do nothing, and never request a stop.
+
+    Examples
+    --------
+    >>> class Losses(TrainingCallbacks):
+    ...     def on_batch_end(self, epoch, batch, metrics):
+    ...         print(epoch, batch, metrics)
+    >>> Losses().on_batch_end(1, 20, {"loss": 0.5})
+    1 20 {'loss': 0.5}
+    """
+
+    def on_train_begin(self, epochs: int, batches_per_epoch: int) -> None:
         """Receive the length of the training of an attention recipe."""
 
-    def tiles(self, done: int, total: int) -> None:
+    def on_tiles(self, done: int, total: int) -> None:
         """Receive how many sources have been cut into tiles."""
 
-    def round(self, number: int, rounds: int, batches: int) -> None:
+    def on_round_begin(self, number: int, rounds: int, batches: int) -> None:
         """Receive the number of a student's round (from 1), of how many, and its batches."""
 
-    def labels(self, done: int, total: int) -> None:
+    def on_labels(self, done: int, total: int) -> None:
         """Receive how many patches have been labelled for the next round of a student."""
 
-    def begins(self, batches: int, seconds_per_batch: float) -> None:
+    def on_estimate(self, batches: int, seconds_per_batch: float) -> None:
         """Receive the number of remaining batches and the expected seconds of each."""
 
-    def starts(self, batches: int) -> None:
+    def on_starts_begin(self, batches: int) -> None:
         """Receive the number of batches of all starts of an attention recipe, before the first."""
 
-    def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
+    def on_batch_end(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:
         """Receive the metrics of a batch (both numbers from 1; epoch 0 are the starts)."""
 
-    def epoch(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
         """Receive the metrics of an epoch or round (from 1), and whether its model was kept."""
 
     def stop_requested(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.system.distributed import rank
-from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import attention_recipe
 from qpnuclei.training.sources import Source
 
@@ -31,7 +31,7 @@ def train_model(
     resume: bool = False,
     backbone_weights: Path | None = None,
     workers: int = 0,
-    watcher: Watcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> TrainingResult:
     """Train the model that a recipe describes.
 
@@ -55,7 +55,7 @@ def train_model(
         Initial weights of the scale network of the attention family.
     workers : int
         Processes that read tiles for the attention family; 0 reads in this one.
-    watcher : Watcher, optional
+    callbacks : TrainingCallbacks, optional
 
     Raises
     ------
@@ -68,7 +68,7 @@ def train_model(
         "validation": validation,
         "mpp": mpp,
         "resume": resume,
-        "watcher": watcher,
+        "callbacks": callbacks,
     }
     existed = folder.exists()
     if validation is not None and rank() == 0:

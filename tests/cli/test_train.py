@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
 from qpnuclei.cli.console import in_words
-from qpnuclei.cli.train import ConsoleWatcher
+from qpnuclei.cli.train import ConsoleCallbacks
 from qpnuclei.errors import DeviceError, NotFoundError, QpnucleiError, UsageError
 from tests.training.student.test_rounds import tissue
 
@@ -118,12 +118,12 @@ def test_the_estimate_counts_the_batches_of_the_starts() -> None:
     def said(starts: int, batches: list[tuple[int, int]]) -> str:
         text = io.StringIO()
         with Progress(console=Console(file=text, width=200)) as bar:
-            watcher = ConsoleWatcher(bar, lambda: False)
-            watcher.expect(4, 100)
+            callbacks = ConsoleCallbacks(bar, lambda: False)
+            callbacks.on_train_begin(4, 100)
             if starts:
-                watcher.starts(starts)
+                callbacks.on_starts_begin(starts)
             for epoch, batch in batches:
-                watcher.batch(epoch, batch, {})
+                callbacks.on_batch_end(epoch, batch, {})
         return text.getvalue()
 
     assert "476 batches of about" in said(80, [(0, n) for n in range(1, 5)])

@@ -30,7 +30,7 @@ from qpnuclei.training.adaptation import (
     find_doubts,
     network_to_adapt,
 )
-from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks
 from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.inheritance import move_back
 from qpnuclei.training.student.rounds import train_student
@@ -150,7 +150,7 @@ def test_slides_without_tissue_are_not_compared(
     assert (tmp_path / "run" / PICTURE_FILE).is_file()
 
 
-class _StopAtOnce(Watcher):
+class _StopAtOnce(TrainingCallbacks):
     def stop_requested(self) -> bool:
         return True
 
@@ -160,7 +160,9 @@ def test_a_stopped_run_goes_on_to_the_same_model(
 ) -> None:
     sources = find_sources([project])
 
-    def run(folder: str, resume: bool = False, watcher: Watcher | None = None) -> Adaptation:
+    def run(
+        folder: str, resume: bool = False, callbacks: TrainingCallbacks | None = None
+    ) -> Adaptation:
         return adapt(
             sources,
             tmp_path / folder,
@@ -168,16 +170,16 @@ def test_a_stopped_run_goes_on_to_the_same_model(
             settings=SHORT,
             device=CPU,
             resume=resume,
-            watcher=watcher,
+            callbacks=callbacks,
         )
 
     whole = run("whole")
-    stopped = run("stopped", watcher=_StopAtOnce())
+    stopped = run("stopped", callbacks=_StopAtOnce())
     assert stopped.training.stopped
     assert not (tmp_path / "stopped" / CARD_FILE).exists()
     # Once more, when the training is done and the comparison is not.
     resumed = run("stopped", resume=True)
-    again = run("stopped", resume=True, watcher=_StopAtOnce())
+    again = run("stopped", resume=True, callbacks=_StopAtOnce())
 
     assert again.training.stopped
     assert resumed.changes == whole.changes

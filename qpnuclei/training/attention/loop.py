@@ -39,7 +39,7 @@ from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.starts import epoch_batches, first_learner
 from qpnuclei.training.attention.validation import validate
-from qpnuclei.training.callbacks import StopRequested, TrainingResult, Watcher
+from qpnuclei.training.callbacks import StopRequested, TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import AttentionRecipe
 from qpnuclei.training.run_folder import (
     MODEL_FILE,
@@ -78,7 +78,7 @@ def train_attention(
     resume: bool = False,
     backbone_weights: Path | None = None,
     workers: int = 0,
-    watcher: Watcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> TrainingResult:
     """Train the attention network on unlabelled tissue.
 
@@ -106,7 +106,7 @@ def train_attention(
         Initial weights of G's backbone, instead of those that the recipe names.
     workers : int
         Number of processes that read tiles; 0 reads in this process.
-    watcher : Watcher, optional
+    callbacks : TrainingCallbacks, optional
 
     Raises
     ------
@@ -116,8 +116,8 @@ def train_attention(
     qpnuclei.errors.UsageError, qpnuclei.errors.NotFoundError
         If the run folder, the sources or the backbone do not allow the run.
     """
-    watcher = watcher or Watcher()
-    watcher.expect(recipe.epochs, recipe.batches_per_epoch)
+    callbacks = callbacks or TrainingCallbacks()
+    callbacks.on_train_begin(recipe.epochs, recipe.batches_per_epoch)
     _check_sources(recipe, sources)
     _check_shares(recipe)
     if rank() == 0:
@@ -148,7 +148,7 @@ def train_attention(
             recipe.scales,
             recipe.tile_px,
             recipe.min_tissue,
-            lambda done: watcher.tiles(done, len(sources)),
+            lambda done: callbacks.on_tiles(done, len(sources)),
         )
     reader = TileReader(sources, index, recipe.scales, recipe.tile_px)
     colour = None
@@ -169,7 +169,7 @@ def train_attention(
         )
         learner: Learner | None
         if state is None:
-            learner = first_learner(recipe, batches, device, seed, backbone_weights, watcher)
+            learner = first_learner(recipe, batches, device, seed, backbone_weights, callbacks)
             if learner is None:
                 if rank() == 0:
                     save_state(folder, RunState(identity | backbone, Progress(), {}))
@@ -188,7 +188,7 @@ def train_attention(
             data=_data_metadata(sources, index, recipe),
             labelled=labelled,
             read_labelled=read_labelled,
-            watcher=watcher,
+            callbacks=callbacks,
         )
         return run.train(workers)
 
@@ -208,7 +208,7 @@ class _Run:
     labelled: Sequence[LabelledImage]
     #: Validation images at a resolution; None without any.
     read_labelled: Callable[[float], list[LabelledImage]] | None
-    watcher: Watcher
+    callbacks: TrainingCallbacks
 
     def __post_init__(self) -> None:
         self.numbers = epoch_batches(self.recipe)
@@ -232,7 +232,7 @@ class _Run:
             batches = self.batches.load(self.numbers[self._done :], workers)
             started = time.monotonic()
             for rgb, labels in batches:
-                if any_rank(self.watcher.stop_requested(), self.learner.device):
+                if any_rank(self.callbacks.stop_requested(), self.learner.device):
                     stopped = True
                     break
                 self._train_batch(rgb, labels)
@@ -274,7 +274,7 @@ class _Run:
         for name, value in metrics.items():
             progress.sums[name] = progress.sums.get(name, 0.0) + value
         progress.batch += 1
-        self.watcher.batch(progress.epoch + 1, progress.batch, metrics)
+        self.callbacks.on_batch_end(progress.epoch + 1, progress.batch, metrics)
 
     def _end_epoch(self) -> dict[str, float]:
         """Check the epoch for collapse, advance to the next one, and return its mean metrics."""
@@ -330,7 +330,7 @@ class _Run:
             board.add_scalar(name, value, epoch)
         self._draw(epoch)
         self._save_state()  # last: what is missing above would never be written
-        self.watcher.epoch(epoch, metrics, kept)
+        self.callbacks.on_epoch_end(epoch, metrics, kept)
 
     def _tune(self, read_labelled: Callable[[float], list[LabelledImage]]) -> None:
         """Choose the post-processing of the best epoch's model on the validation images.
@@ -341,18 +341,18 @@ class _Run:
         Raises
         ------
         StopRequested
-            If the watcher asks to stop; the file is unchanged.
+            If a stop is requested; the file is unchanged.
         """
         path = self.folder / MODEL_FILE
         network, metadata = load_model(path)
         labelled = read_labelled(metadata.mpp)
         _log.info("choosing the post-processing on %s", number_of(len(labelled), "image"))
         predictor = Predictor.of_network(network, metadata, self.learner.device)
-        predicted = predict(predictor, labelled, self.watcher.check_stop)
+        predicted = predict(predictor, labelled, self.callbacks.check_stop)
         parameters = tune_post_processing(
             predicted,
             self._post_processing,
-            lambda *_: self.watcher.check_stop(),
+            lambda *_: self.callbacks.check_stop(),
             mpp=metadata.mpp,
         )
         measured = {**metadata.validation, **summarise(predicted, parameters)}

@@ -17,7 +17,7 @@ from qpnuclei.system.distributed import any_rank, rank_0_first
 from qpnuclei.training.attention.batches import Batches, draw_transform
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.scale import load_backbone
-from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks
 from qpnuclei.training.config import AttentionRecipe
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def first_learner(
     device: torch.device,
     seed: int,
     backbone_weights: Path | None,
-    watcher: Watcher,
+    callbacks: TrainingCallbacks,
 ) -> Learner | None:
     """Make what a new run starts with: of several starts, the one that agrees best with the stain.
 
@@ -67,7 +67,7 @@ def first_learner(
         The first start has the random weights of this seed.
     backbone_weights : pathlib.Path or None
         What G starts from, instead of what the recipe says.
-    watcher : Watcher
+    callbacks : TrainingCallbacks
 
     Returns
     -------
@@ -101,11 +101,11 @@ def first_learner(
         _Start.made(number, recipe, device, seed, backbone_weights)
         for number in range(recipe.starts)
     ]
-    watcher.starts(_batches_of_starts(recipe))
+    callbacks.on_starts_begin(_batches_of_starts(recipe))
     seen = itertools.count(1)
     for stop in _stops(recipe):
         for start in starts:
-            if not start.train(stop, batches, seed, watcher, seen):
+            if not start.train(stop, batches, seed, callbacks, seen):
                 return None
         starts = sorted(
             (start for start in starts if not start.is_broken),
@@ -177,7 +177,12 @@ class _Start:
         return float(np.mean(self.agreements[len(self.agreements) // 2 :]))
 
     def train(
-        self, stop: int, batches: Batches, seed: int, watcher: Watcher, seen: Iterator[int]
+        self,
+        stop: int,
+        batches: Batches,
+        seed: int,
+        callbacks: TrainingCallbacks,
+        seen: Iterator[int],
     ) -> bool:
         """Train until `stop` batches were seen; return False if asked to stop.
 
@@ -185,12 +190,12 @@ class _Start:
         """
         try:
             for done in range(len(self.agreements), stop):
-                if any_rank(watcher.stop_requested(), self.learner.device):
+                if any_rank(callbacks.stop_requested(), self.learner.device):
                     return False
                 batch = _FIRST_OF_STARTS + done
                 metrics = self.learner.step(*batches[batch], draw_transform(seed, batch))
                 self.agreements.append(metrics["anchor agreement"])
-                watcher.batch(0, next(seen), metrics)
+                callbacks.on_batch_end(0, next(seen), metrics)
         except FloatingPointError as error:
             _log.info("start %d: %s", self.number + 1, error)
             self.is_broken = True

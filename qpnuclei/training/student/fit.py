@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from qpnuclei.errors import TrainingError
 from qpnuclei.models.metadata import IMAGENET_MEAN, IMAGENET_STD
 from qpnuclei.models.student import StudentNet
-from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks
 from qpnuclei.training.student.batches import TrainingExample, random_batch
 from qpnuclei.training.student.recipe import StudentRecipe
 
@@ -99,7 +99,7 @@ def fit(
     *,
     seed: int,
     device: torch.device,
-    watcher: Watcher,
+    callbacks: TrainingCallbacks,
     unfinished: Mapping[str, Any] | None = None,
 ) -> tuple[StudentNet, float] | Unfinished:
     """Train a student on examples for one round.
@@ -114,8 +114,8 @@ def fit(
         Initial weights; None starts from random ones.
     seed : int
     device : torch.device
-    watcher : Watcher
-        Receives every batch, and may stop the round.
+    callbacks : TrainingCallbacks
+        Called with every batch; they may stop the round.
     unfinished : mapping, optional
         `Unfinished.state` of the same round, to continue from.
 
@@ -126,7 +126,7 @@ def fit(
     loss : float
         Mean over the round's last tenth.
 
-    `Unfinished` is returned instead if the watcher asked to stop.
+    `Unfinished` is returned instead if a stop was requested.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def fit(
         rng.bit_generator.state = json.loads(unfinished["random"])
         losses = list(unfinished["losses"])
     for step in range(len(losses), steps):
-        if watcher.stop_requested():
+        if callbacks.stop_requested():
             states = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
             random = json.dumps(rng.bit_generator.state)
             return Unfinished({**states, "random": random, "losses": losses}, step)
@@ -199,7 +199,7 @@ def fit(
         scaler.update()
         # The average of few steps must not remember the random start.
         _move_towards(average, network, min(recipe.ema_decay, (step + 1) / (step + 10)))
-        watcher.batch(round_number, step + 1, {"loss": losses[-1]})
+        callbacks.on_batch_end(round_number, step + 1, {"loss": losses[-1]})
     return average.eval(), float(np.mean(losses[-max(1, steps // 10) :]))
 
 
@@ -210,15 +210,15 @@ def seconds_per_batch(recipe: StudentRecipe, device: torch.device) -> float:
     noise = rng.integers(0, 256, (side, side, 3), np.uint8)
     clock = _BatchClock()
     short = replace(recipe, first_round_batches=4)
-    fit(short, [TrainingExample(noise, noise)] * 2, 1, None, seed=0, device=device, watcher=clock)
+    fit(short, [TrainingExample(noise, noise)] * 2, 1, None, seed=0, device=device, callbacks=clock)
     return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first is a warm-up
 
 
-class _BatchClock(Watcher):
+class _BatchClock(TrainingCallbacks):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+    def on_batch_end(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         self.ends.append(time.monotonic())
 
 

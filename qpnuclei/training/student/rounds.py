@@ -31,7 +31,7 @@ from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.system.checked import as_json
-from qpnuclei.training.callbacks import StopRequested, TrainingResult, Watcher
+from qpnuclei.training.callbacks import StopRequested, TrainingCallbacks, TrainingResult
 from qpnuclei.training.run_folder import (
     MODEL_FILE,
     Progress,
@@ -85,7 +85,7 @@ def train_student(
     validation: Path | None = None,
     mpp: float | None = None,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
     corrections: Sequence[BoxImage] = (),
 ) -> TrainingResult:
     """Train a student on unlabelled tissue.
@@ -110,8 +110,8 @@ def train_student(
         Resolution of the validation images, in µm/px, if their files do not contain it.
     resume : bool
         Continue the run in `folder`.
-    watcher : Watcher, optional
-        Is told about progress; it sees a round as an epoch.
+    callbacks : TrainingCallbacks, optional
+        Called with the progress; a round is their epoch.
     corrections : sequence of BoxImage
         Boxes in which a user drew all nuclei. They are additional labels.
 
@@ -123,7 +123,7 @@ def train_student(
     qpnuclei.errors.UsageError, qpnuclei.errors.NotFoundError
         If the recipe, the run folder or the sources do not allow the run.
     """
-    watcher = watcher or Watcher()
+    callbacks = callbacks or TrainingCallbacks()
     recipe = student_recipe(fields)
     open_run_folder(folder, resume)
     corrected = read_corrections(corrections, recipe.mpp)
@@ -153,7 +153,7 @@ def train_student(
         min_tissue=recipe.min_tissue,
         max_enlargement=recipe.max_enlargement,
         seed=seed,
-        on_source=lambda done: watcher.tiles(done, len(sources)),
+        on_source=lambda done: callbacks.on_tiles(done, len(sources)),
     )
     if not samples:
         images = "the only image" if len(sources) == 1 else f"every one of {len(sources)} images"
@@ -193,7 +193,7 @@ def train_student(
         corrections=corrected,
         labelled=labelled,
         device=device,
-        watcher=watcher,
+        callbacks=callbacks,
         progress=Progress() if state is None else state.progress,
         student=network,
         start=start,
@@ -220,7 +220,7 @@ class _Run:
     corrections: Sequence[Correction]
     labelled: Sequence[LabelledImage]
     device: torch.device
-    watcher: Watcher
+    callbacks: TrainingCallbacks
     progress: Progress
     student: StudentNet  # of the last finished round; before the first round, its initial weights
 
@@ -231,7 +231,7 @@ class _Run:
         if self.progress.epoch == 0 and self.unfinished is None:
             self._save()  # from now on the run can be resumed
         if batches := self._batches_left():
-            self.watcher.begins(batches, seconds_per_batch(self.recipe, self.device))
+            self.callbacks.on_estimate(batches, seconds_per_batch(self.recipe, self.device))
         stopped = False
         while self.progress.epoch < self.recipe.rounds and not stopped:
             stopped = not self._round()
@@ -239,7 +239,7 @@ class _Run:
         model = self.folder / MODEL_FILE
         if self.labelled and progress.epoch == self.recipe.rounds and not progress.tuned:
             try:
-                tune(model, self.labelled, self._post_processing, self.device, self.watcher)
+                tune(model, self.labelled, self._post_processing, self.device, self.callbacks)
             except StopRequested:
                 stopped = True
             else:
@@ -264,7 +264,7 @@ class _Run:
 
         A stop while patches are labelled leaves the state of before: their labels are not saved.
         """
-        if self.watcher.stop_requested():
+        if self.callbacks.stop_requested():
             return False
         start = time.monotonic()
         number = self.progress.epoch + 1
@@ -277,13 +277,13 @@ class _Run:
             labeller = AtSeveralScales(labeller, self.recipe.label_scales)
         recipe = self.recipe
         batches = recipe.first_round_batches if number == 1 else recipe.batches_per_round
-        self.watcher.round(number, recipe.rounds, batches)
+        self.callbacks.on_round_begin(number, recipe.rounds, batches)
         known = []
         patches = sum(len(sample.patches) for sample in self.samples)
         for labels in self.example_source.known(labeller):
             known.append(labels)
-            self.watcher.labels(len(known), patches)
-            if self.watcher.stop_requested():
+            self.callbacks.on_labels(len(known), patches)
+            if self.callbacks.stop_requested():
                 return False
         nuclei = sum(len(np.unique(labels.labels)) - 1 for labels in known)
         picture = self.folder / "pseudo-labels" / f"round-{number:02d}.png"
@@ -303,7 +303,7 @@ class _Run:
             self.student if is_trained else None,
             seed=self.identity["seed"],
             device=self.device,
-            watcher=self.watcher,
+            callbacks=self.callbacks,
             unfinished=self.unfinished,
         )
         if isinstance(fitted, Unfinished):
@@ -342,7 +342,7 @@ class _Run:
         progress.history.append({"round": float(number), "seconds": round(seconds, 1), **metrics})
         write_metrics(self.folder, progress.history)
         self._save()  # last: what is missing above would never be written
-        self.watcher.epoch(number, metrics, kept)
+        self.callbacks.on_epoch_end(number, metrics, kept)
 
     def _save(self, unfinished: Unfinished | None = None) -> None:
         learner: dict[str, Any] = {

@@ -26,7 +26,7 @@ from qpnuclei.evaluation.tuning import (
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.predictor import Predictor
-from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def tune(
     labelled: Sequence[LabelledImage],
     start: PostProcessing,
     device: torch.device,
-    watcher: Watcher,
+    callbacks: TrainingCallbacks,
 ) -> None:
     """Give a model file the post-processing that suits it best in all colours.
 
@@ -76,16 +76,16 @@ def tune(
     qpnuclei.errors.QpnucleiError
         If the file is no model or cannot be written.
     qpnuclei.training.callbacks.StopRequested
-        If the watcher asks to stop; the file is unchanged.
+        If a stop is requested; the file is unchanged.
     """
     network, metadata = load_model(path)
     _log.info("choosing the post-processing on %s", number_of(len(labelled), "image"))
     predictor = Predictor.of_network(network, metadata, device)
-    predicted, changed = predict_both(predictor, labelled, watcher.check_stop)
+    predicted, changed = predict_both(predictor, labelled, callbacks.check_stop)
     # Once in their own colours and once in others: a second time would cost more than it tells.
     both = [*predicted, *changed[: len(predicted)]]
     parameters = tune_post_processing(
-        both, start, lambda *_: watcher.check_stop(), mpp=metadata.mpp
+        both, start, lambda *_: callbacks.check_stop(), mpp=metadata.mpp
     )
     measured = quality(predicted, changed, parameters)
     tuned = replace(metadata, post_processing=parameters, validation=measured)

@@ -24,7 +24,7 @@ from qpnuclei.training.attention.loop import learning_rate_factor, train_attenti
 from qpnuclei.training.attention.losses import TRANSFORMS
 from qpnuclei.training.attention.scale import build_scale_network
 from qpnuclei.training.attention.starts import epoch_batches
-from qpnuclei.training.callbacks import TrainingResult, Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import AttentionRecipe, attention_recipe
 from qpnuclei.training.sources import Source, find_sources
 
@@ -59,7 +59,7 @@ def train(folder: Path, sources: list[Source], **arguments: object) -> TrainingR
     )  # fmt: skip
 
 
-class StopAt(Watcher):
+class StopAt(TrainingCallbacks):
     """Asks to stop after so many batches; it is asked once before each."""
 
     def __init__(self, batches: int) -> None:
@@ -134,7 +134,7 @@ def test_a_stop_while_the_post_processing_is_chosen(
     questions: int,
 ) -> None:
     arguments = {"validation": dataset, "mpp": 0.25}
-    stopped = train(tmp_path / "run", sources, watcher=StopAt(questions), **arguments)
+    stopped = train(tmp_path / "run", sources, callbacks=StopAt(questions), **arguments)
     assert (stopped.stopped, stopped.epochs) == (True, 3)
     metadata = read_metadata(tmp_path / "run" / "model.safetensors")
     assert metadata.post_processing == PostProcessing().at_resolution(0.25, metadata.mpp)
@@ -201,7 +201,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole, expected = finished
     folder = tmp_path / "resumed"
     arguments = {"validation": dataset, "mpp": 0.25}
-    first = train(folder, sources, watcher=StopAt(batches), **arguments)
+    first = train(folder, sources, callbacks=StopAt(batches), **arguments)
     assert first.stopped
     assert first.epochs == 1
     second = train(folder, sources, resume=True, **arguments)
@@ -223,7 +223,7 @@ def test_a_run_stopped_before_its_first_epoch_has_no_model_but_goes_on(
     tmp_path: Path, sources: list[Source]
 ) -> None:
     short = recipe(epochs=1)
-    first = train(tmp_path, sources, recipe=short, watcher=StopAt(1))
+    first = train(tmp_path, sources, recipe=short, callbacks=StopAt(1))
     assert (first.model, first.epochs, first.stopped) == (None, 0, True)
     second = train(tmp_path, sources, recipe=short, resume=True)
     assert (second.epochs, second.best_epoch, second.best_score) == (1, 1, None)
@@ -355,7 +355,7 @@ def test_what_the_scale_network_starts_from_is_said_once_and_not_when_a_run_goes
     folder = tmp_path / "run"
     with caplog.at_level("INFO", "qpnuclei"):
         # The starts take five batches, so this one is stopped within its epoch.
-        train(folder, sources, recipe=several, backbone_weights=file, watcher=StopAt(7))
+        train(folder, sources, recipe=several, backbone_weights=file, callbacks=StopAt(7))
         assert train(folder, sources, recipe=several, resume=True).epochs == 1
     said = [m for m in caplog.messages if m.startswith("scale network")]
     assert said == [f"scale network resnet10 starts from {file}"]
@@ -366,12 +366,12 @@ def test_the_starts_have_a_share_of_attention_of_their_own(
 ) -> None:
     held: dict[int, list[float]] = {0: [], 1: []}
 
-    class Listener(Watcher):
-        def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+    class Listener(TrainingCallbacks):
+        def on_batch_end(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
             held[epoch].append(metrics["attention fraction"])
 
     several = recipe(starts=2, start_batches=4, epochs=1, eta=0.1, start_eta=0.6)
-    train(tmp_path, sources, recipe=several, watcher=Listener())
+    train(tmp_path, sources, recipe=several, callbacks=Listener())
     assert np.mean(held[0]) > 0.5
     assert np.mean(held[1]) < 0.2
 
@@ -390,7 +390,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(
     assert whole is not None
     for questions in range(8):  # before each of the 5 batches of the starts and the 3 of the epoch
         name = f"stopped-{questions}"
-        first = trained(name, watcher=StopAt(questions))
+        first = trained(name, callbacks=StopAt(questions))
         assert (first.model, first.epochs, first.stopped) == (None, 0, True)
         second = trained(name, resume=True)
         assert second.model is not None
@@ -403,7 +403,7 @@ def test_a_run_stopped_among_its_starts_goes_on_from_the_same_backbone(
     file = tmp_path / "g.safetensors"
     safetensors.torch.save_file(build_scale_network("resnet10", 2, width=4).state_dict(), file)
     folder, several = tmp_path / "run", recipe(starts=2, start_batches=4)
-    train(folder, sources, recipe=several, backbone_weights=file, watcher=StopAt(2))
+    train(folder, sources, recipe=several, backbone_weights=file, callbacks=StopAt(2))
     with pytest.raises(UsageError, match=r"backbone was '.*g\.safetensors' and is now None"):
         train(folder, sources, recipe=several, resume=True)
     with pytest.raises(UsageError, match="holds a training run"):
@@ -411,20 +411,20 @@ def test_a_run_stopped_among_its_starts_goes_on_from_the_same_backbone(
 
 
 def test_the_starts_tell_how_many_batches_they_see(tmp_path: Path, sources: list[Source]) -> None:
-    class Listener(Watcher):
+    class Listener(TrainingCallbacks):
         expected = 0
         numbers: list[int] = []  # noqa: RUF012
 
-        def starts(self, batches: int) -> None:
+        def on_starts_begin(self, batches: int) -> None:
             self.expected = batches
 
-        def batch(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        def on_batch_end(self, epoch: int, batch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
             if epoch == 0:
                 self.numbers.append(batch)
 
     listener = Listener()
     several = recipe(starts=5, start_batches=8, epochs=1)
-    train(tmp_path, sources, recipe=several, watcher=listener)
+    train(tmp_path, sources, recipe=several, callbacks=listener)
     # 2 batches of 5 starts, 2 more of the better 3, 4 more of the best 2.
     assert listener.numbers == list(range(1, 25))
     assert listener.expected == 24

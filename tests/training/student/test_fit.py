@@ -4,7 +4,7 @@ import torch
 from msgspec.structs import replace
 
 from qpnuclei.errors import TrainingError
-from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks
 from qpnuclei.training.student.batches import TrainingExample
 from qpnuclei.training.student.fit import Unfinished, fit, learning_rate_factor, student_loss
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
@@ -86,7 +86,15 @@ def test_learning_rate_rises_then_falls_to_nothing():
 
 def test_learns_what_is_taught_and_repeats_itself():
     runs = [
-        fit(TINY, [_example()], 1, None, seed=7, device=torch.device("cpu"), watcher=Watcher())
+        fit(
+            TINY,
+            [_example()],
+            1,
+            None,
+            seed=7,
+            device=torch.device("cpu"),
+            callbacks=TrainingCallbacks(),
+        )
         for _ in range(2)
     ]
 
@@ -100,21 +108,23 @@ def test_learns_what_is_taught_and_repeats_itself():
 def test_a_later_round_starts_from_its_teacher():
     cpu = torch.device("cpu")
     still = replace(TINY, later_learning_rate=1e-12, batches_per_round=1)
-    teacher, _ = fit(TINY, [_example()], 1, None, seed=7, device=cpu, watcher=Watcher())
+    teacher, _ = fit(TINY, [_example()], 1, None, seed=7, device=cpu, callbacks=TrainingCallbacks())
 
-    student, _ = fit(still, [_example()], 2, teacher, seed=7, device=cpu, watcher=Watcher())
+    student, _ = fit(
+        still, [_example()], 2, teacher, seed=7, device=cpu, callbacks=TrainingCallbacks()
+    )
 
     for (name, old), new in zip(teacher.named_parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=1e-6, msg=name)
 
 
 def test_stops_when_asked_to():
-    class Impatient(Watcher):
+    class Impatient(TrainingCallbacks):
         def stop_requested(self):
             return True
 
     stopped = fit(
-        TINY, [_example()], 1, None, seed=0, device=torch.device("cpu"), watcher=Impatient()
+        TINY, [_example()], 1, None, seed=0, device=torch.device("cpu"), callbacks=Impatient()
     )
 
     assert isinstance(stopped, Unfinished)
@@ -125,4 +135,12 @@ def test_a_loss_that_is_no_number_stops_with_advice():
     wild = replace(TINY, learning_rate=1e30, gradient_clip=1e30)
 
     with pytest.raises(TrainingError, match=r"round 1, batch \d+: the loss is (nan|inf)"):
-        fit(wild, [_example()], 1, None, seed=0, device=torch.device("cpu"), watcher=Watcher())
+        fit(
+            wild,
+            [_example()],
+            1,
+            None,
+            seed=0,
+            device=torch.device("cpu"),
+            callbacks=TrainingCallbacks(),
+        )

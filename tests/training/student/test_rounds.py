@@ -12,7 +12,7 @@ from qpnuclei.models.checkpoint import load_model
 from qpnuclei.models.metadata import model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
-from qpnuclei.training.callbacks import Watcher
+from qpnuclei.training.callbacks import TrainingCallbacks
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.run_folder import load_state, save_state
 from qpnuclei.training.sources import find_sources
@@ -140,13 +140,13 @@ def test_a_round_whose_files_are_not_complete_is_done_again(patches, tmp_path, m
     assert [float(row["round"]) for row in rows] == [1, 2]
 
 
-class StopInRound2(Watcher):
+class StopInRound2(TrainingCallbacks):
     """Asks to stop once the first round is done."""
 
     def __init__(self):
         self.rounds = 0
 
-    def epoch(self, epoch, *_):
+    def on_epoch_end(self, epoch, *_):
         self.rounds = epoch
 
     def stop_requested(self):
@@ -156,7 +156,7 @@ class StopInRound2(Watcher):
 def test_a_resumed_run_equals_an_uninterrupted_one(run, patches, tmp_path):
     sources = find_sources([patches], mpp=[0.25])
     arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
-    stopped = train_student(TINY, sources, tmp_path, watcher=StopInRound2(), **arguments)
+    stopped = train_student(TINY, sources, tmp_path, callbacks=StopInRound2(), **arguments)
     assert (stopped.stopped, stopped.epochs) == (True, 1)
 
     resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
@@ -166,13 +166,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, patches, tmp_path):
     assert resumed.model.read_bytes() == whole.model.read_bytes()
 
 
-class StopAtBatch(Watcher):
+class StopAtBatch(TrainingCallbacks):
     """Asks to stop before a batch of a round."""
 
     def __init__(self, epoch, batch):
         self.at, self.last = (epoch, batch), (1, 0)
 
-    def batch(self, epoch, batch, *_):
+    def on_batch_end(self, epoch, batch, *_):
         self.last = (epoch, batch)
 
     def stop_requested(self):
@@ -183,7 +183,7 @@ class StopAtBatch(Watcher):
 def test_a_run_resumed_within_a_round_equals_an_uninterrupted_one(run, patches, tmp_path, at):
     sources = find_sources([patches], mpp=[0.25])
     arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
-    stopped = train_student(TINY, sources, tmp_path, watcher=StopAtBatch(*at), **arguments)
+    stopped = train_student(TINY, sources, tmp_path, callbacks=StopAtBatch(*at), **arguments)
     assert (stopped.stopped, stopped.epochs) == (True, at[0] - 1)
     assert (tmp_path / "state.pt").is_file()
     with pytest.raises(UsageError, match="holds a training run"):
@@ -196,17 +196,17 @@ def test_a_run_resumed_within_a_round_equals_an_uninterrupted_one(run, patches, 
     assert resumed.model.read_bytes() == whole.model.read_bytes()
 
 
-class StopAtLabel(Watcher):
+class StopAtLabel(TrainingCallbacks):
     """Asks to stop once so many patches of a round have labels."""
 
     def __init__(self, epoch, done):
         self.at, self.last, self.epochs = (epoch, done), (1, 0), 0
         self.heard = []
 
-    def epoch(self, epoch, *_):
+    def on_epoch_end(self, epoch, *_):
         self.epochs = epoch
 
-    def labels(self, done, total):
+    def on_labels(self, done, total):
         self.last = (self.epochs + 1, done)
         self.heard.append((done, total))
 
@@ -218,10 +218,10 @@ class StopAtLabel(Watcher):
 def test_a_stop_is_answered_while_patches_are_labelled(run, patches, tmp_path, epoch):
     sources = find_sources([patches], mpp=[0.25])
     arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
-    watcher = StopAtLabel(epoch, 1)
-    stopped = train_student(TINY, sources, tmp_path, watcher=watcher, **arguments)
+    callbacks = StopAtLabel(epoch, 1)
+    stopped = train_student(TINY, sources, tmp_path, callbacks=callbacks, **arguments)
     assert (stopped.stopped, stopped.epochs) == (True, epoch - 1)
-    assert watcher.heard == [(1, 2), (2, 2), (1, 2)][2 * (epoch == 1) :]
+    assert callbacks.heard == [(1, 2), (2, 2), (1, 2)][2 * (epoch == 1) :]
 
     resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
 
@@ -234,13 +234,13 @@ def test_it_says_how_many_batches_are_left(patches, tmp_path):
     class Heard(StopAtBatch):
         left = ()
 
-        def begins(self, batches, seconds_per_batch):
+        def on_estimate(self, batches, seconds_per_batch):
             self.left = (batches, seconds_per_batch)
 
     sources = find_sources([patches], mpp=[0.25])
     first, second = Heard(1, 31), Heard(1, 40)
-    train_student(TINY, sources, tmp_path, watcher=first, device=CPU)
-    train_student(TINY, sources, tmp_path, watcher=second, device=CPU, resume=True)
+    train_student(TINY, sources, tmp_path, callbacks=first, device=CPU)
+    train_student(TINY, sources, tmp_path, callbacks=second, device=CPU, resume=True)
     assert (first.left[0], second.left[0]) == (63, 32)
     assert first.left[1] > 0
 
@@ -407,13 +407,13 @@ def test_tuning_that_was_interrupted_begins_where_it_began(run, patches, tmp_pat
     assert load_state(folder).progress.tuned
 
 
-class _AfterTheLastRound(Watcher):
+class _AfterTheLastRound(TrainingCallbacks):
     """Asks to stop for the first time after so many questions that follow the last round."""
 
     def __init__(self, questions):
         self.left, self.is_over = questions, False
 
-    def epoch(self, epoch, *_):
+    def on_epoch_end(self, epoch, *_):
         self.is_over = epoch == TINY["rounds"]
 
     def stop_requested(self):
@@ -426,8 +426,8 @@ def test_a_stop_is_answered_while_the_post_processing_is_chosen(run, patches, tm
     sources = find_sources([patches], mpp=[0.25])
     arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
     folder = tmp_path / "run"
-    watcher = _AfterTheLastRound(questions)
-    stopped = train_student(TINY, sources, folder, watcher=watcher, **arguments)
+    callbacks = _AfterTheLastRound(questions)
+    stopped = train_student(TINY, sources, folder, callbacks=callbacks, **arguments)
     assert (stopped.stopped, stopped.epochs) == (True, TINY["rounds"])
     assert not load_state(folder).progress.tuned
     result = train_student(TINY, sources, folder, resume=True, **arguments)
