@@ -34,6 +34,15 @@ ExportedRow: TypeAlias = Literal["annotation", "class", "image", "nucleus"]
 #: Kind of file for nuclei.
 NucleusFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad", "zarr", "ome-tiff", "geojson"]
 
+#: How ``evaluate`` finds the nuclei.
+Method: TypeAlias = Literal["model", "hematoxylin"]
+
+#: File layout of an annotated data set.
+DatasetLayout: TypeAlias = Literal["auto", "folder", "monuseg", "tnbc", "consep"]
+
+#: Kinds of objects that ``geojson export`` writes.
+ExportedObjects: TypeAlias = Literal["annotations", "detections", "all"]
+
 #: Class of the detections that a run writes, and that count as nuclei.
 NUCLEUS_CLASS = "Nucleus"
 

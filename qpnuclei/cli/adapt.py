@@ -49,7 +49,7 @@ def adapt(
             show_default=False,
         ),
     ],
-    images: ImageGlobs = None,
+    image: ImageGlobs = None,
     roi: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,7 +126,7 @@ def adapt(
         mpp=() if mpp is None else (mpp,),
         roi=roi or (),
         image_root=image_root,
-        images=images or (),
+        images=image or (),
     )
 
     from qpnuclei.cli.console import print_json, stderr, this_command
@@ -141,7 +141,7 @@ def adapt(
         sources,
         corrections or (),
         truth_class or (),
-        images=images or (),
+        images=image or (),
         mpp=mpp,
         image_root=image_root,
     )

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 #: Groups in the order in which they are shown, with their parameters; all others come last.
 GROUPS: dict[str, tuple[str, ...]] = {
     "What": (
-        *("image", "images", "mpp", "dataset", "split", "components", "shard"),
+        *("image", "mpp", "dataset", "split", "components", "shard"),
         *("slides_from", "by"),
     ),
     "Where": ("roi", "roi_all", "tissue", "exclude", "validation"),
@@ -28,7 +28,7 @@ _FEW = 9
 
 #: Placeholder for the value of an option in the help: its unit or meaning.
 _VALUES = {
-    **dict.fromkeys(("image", "images", "roi_name"), "NAME"),
+    **dict.fromkeys(("image", "roi_name"), "NAME"),
     **dict.fromkeys(("roi", "exclude", "class_name", "truth_class"), "CLASS"),
     **dict.fromkeys(("image_root", "slides_from", "run_dir", "geojson", "parquet"), "FOLDER"),
     **dict.fromkeys(("mpp", "validation_mpp"), "µm/px"),

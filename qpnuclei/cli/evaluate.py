@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qpnuclei.choices import DatasetLayout, Method
 from qpnuclei.cli.options import (
     ANY_MODEL,
     DeviceOption,
@@ -25,23 +25,6 @@ from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
-
-
-class Method(StrEnum):
-    """The segmentation method."""
-
-    MODEL = "model"
-    HEMATOXYLIN = "hematoxylin"
-
-
-class Layout(StrEnum):
-    """File layout of a data set."""
-
-    AUTO = "auto"
-    FOLDER = "folder"
-    MONUSEG = "monuseg"
-    TNBC = "tnbc"
-    CONSEP = "consep"
 
 
 def evaluate(
@@ -106,10 +89,10 @@ def evaluate(
             "--method",
             help="model, or hematoxylin: the classical baseline that every report includes.",
         ),
-    ] = Method.MODEL,
+    ] = "model",
     layout: Annotated[
-        Layout, typer.Option("--format", help="Layout of the data set; auto detects it.")
-    ] = Layout.AUTO,
+        DatasetLayout, typer.Option("--format", help="Layout of the data set; auto detects it.")
+    ] = "auto",
     mpp: Annotated[
         float | None,
         typer.Option(
@@ -171,7 +154,7 @@ def evaluate(
 
     On drawn nuclei: qpnuclei evaluate project.qpproj --roi Box -o report.json
     """
-    if method is Method.HEMATOXYLIN and (model is not None or tune or tta is not None):
+    if method == "hematoxylin" and (model is not None or tune or tta is not None):
         raise UsageError(
             "--method hematoxylin uses no model: it excludes --model, --tune, --tta and --no-tta",
             "leave out --method, or the other options",
@@ -190,7 +173,7 @@ def evaluate(
 
     read = read_annotated(
         dataset,
-        layout.value,
+        layout,
         split,
         splits,
         components=components,
@@ -209,7 +192,7 @@ def evaluate(
     from qpnuclei.evaluation.report import write_report
 
     options = AssessmentOptions(
-        model=None if method is Method.HEMATOXYLIN else model or DEFAULT_MODEL,
+        model=None if method == "hematoxylin" else model or DEFAULT_MODEL,
         speed=speed,
         mpp=mpp,
         device=device,

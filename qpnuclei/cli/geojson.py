@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qpnuclei.choices import ExportedObjects
 from qpnuclei.cli.command import Command, Group
 from qpnuclei.cli.completing import complete_class, complete_image
 from qpnuclei.cli.options import (
@@ -37,14 +37,6 @@ geojson_app = typer.Typer(
 )
 
 
-class Objects(StrEnum):
-    """The kinds of objects to export."""
-
-    ANNOTATIONS = "annotations"
-    DETECTIONS = "detections"
-    ALL = "all"
-
-
 @geojson_app.command("export", cls=Command)
 def export_geojson(
     project: ProjectPath,
@@ -56,8 +48,8 @@ def export_geojson(
     ],
     image: ImageGlobs = None,
     objects: Annotated[
-        Objects, typer.Option("--objects", help="Which objects to export.")
-    ] = Objects.ALL,
+        ExportedObjects, typer.Option("--objects", help="Which objects to export.")
+    ] = "all",
     roi: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,8 +83,8 @@ def export_geojson(
                 opened,
                 entry,
                 output,
-                annotations=objects is not Objects.DETECTIONS,
-                detections=objects is not Objects.ANNOTATIONS,
+                annotations=objects != "detections",
+                detections=objects != "annotations",
                 classes=tuple(roi or ()),
             )
             results.append(_described(entry, done))

@@ -147,7 +147,7 @@ def run(
         typer.Option(
             "--threshold",
             callback=within(0.01, 0.99, "attention"),
-            help="Attention from which a pixel counts as nucleus, 0.01 to 0.99.",
+            help="Attention (0.01 to 0.99) above which a pixel belongs to a nucleus.",
             show_default="the model's",
         ),
     ] = None,

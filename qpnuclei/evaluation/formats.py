@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,6 +16,7 @@ import scipy.io
 import shapely
 import skimage.measure
 
+from qpnuclei.choices import DatasetLayout
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.evaluation.datasets import (
     GEOJSON_SUFFIXES,
@@ -253,7 +255,7 @@ def read_dataset(
         If there is no such layout or split, or no image, or the layout has no masks for
         `components`.
     """
-    check_choice("layout", layout, ("auto", "folder", *_READERS))
+    check_choice("layout", layout, get_args(DatasetLayout))
     check_folder(folder, "of an annotated data set")
     if layout == "auto":
         layout = _detect(folder)
