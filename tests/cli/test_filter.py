@@ -23,6 +23,7 @@ from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome, tree
 from tests.ids import nucleus_id
+from tests.pipeline.commit.test_locked import lock
 
 Call = Callable[..., Outcome]
 
@@ -119,13 +120,8 @@ def test_a_dry_run_counts_and_changes_nothing(qpnuclei: Call, project: Path) -> 
     assert "nuclei by qpnuclei that stay" in qpnuclei("filter", project, "--dry-run").stdout
 
 
-def test_locked_ones_stay(qpnuclei: Call, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qpnuclei.qupath.qpdata.detections import FileDetections
-
-    def locked(self: FileDetections) -> object:
-        return np.array([own == nucleus_id(bytes([0]) * 10) for own in self.ids])
-
-    monkeypatch.setattr(FileDetections, "locked", property(locked))
+def test_locked_ones_stay(qpnuclei: Call, project: Path) -> None:
+    lock(first_image(project), [nucleus_id(bytes([0]) * 10)])
     done = qpnuclei("filter", project, "--min-certainty", "0.7", *NATIVE)
     assert "removed 1 of 6 nuclei by qpnuclei" in done.stdout
     assert "(kept in any case: 1 without a certainty, 1 locked)" in done.stdout

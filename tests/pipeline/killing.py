@@ -23,6 +23,7 @@ import shapely
 from qpnuclei.pipeline.planning import layout
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.native import open_project
+from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from tests.cli.test_one_bad_apple import IMAGE, annotate
 from tests.segmentation.test_foreign_engines import dark_in_onnx
 
@@ -33,10 +34,10 @@ OPTIONS = (
 )
 
 
-def make_project(folder: Path, images: int) -> Path:
+def make_project(folder: Path, images: int, stains: Stains = DEFAULT_HE) -> Path:
     folder.mkdir(parents=True)
     slides = [Path(shutil.copy(IMAGE, folder / f"{number}.tif")) for number in range(images)]
-    project = create_from_slides(folder / "project", slides, mpp=0.25)
+    project = create_from_slides(folder / "project", slides, mpp=0.25, stains=stains)
     for image in open_project(project.path).images:
         annotate(image, shapely.box(20, 20, 140, 230), shapely.box(150, 60, 240, 240))
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from qpnuclei.pipeline.planning.image_plan import plan_images
 from qpnuclei.pipeline.positivity import classes_of_nuclei
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.adding import add_slides
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import PathClass
-from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.qupath.native import NativeProject, open_project
 from qpnuclei.qupath.project_counts import count_project
-from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
+from qpnuclei.slides.stains import DEFAULT_H_DAB
 from tests.cli.test_one_bad_apple import annotate
 from tests.pipeline.killing import make_project
 from tests.slides.test_remix import SIZE, tissue
@@ -145,8 +147,8 @@ def test_shares_of_a_picture_with_known_nuclei(stained: NativeProject, tmp_path:
     assert [c.color for c in stained.classes if c.name == "Nucleus: 2+"] == [-1]
 
 
-def test_an_image_without_dab_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = open_project(make_project(tmp_path / "place", 2) / "project")
+def test_an_image_without_dab_is_refused(tmp_path: Path) -> None:
+    project = open_project(make_project(tmp_path / "place", 1) / "project")
     with pytest.raises(UsageError, match="no chosen image is of haematoxylin and DAB"):
         analyse_project(project, project.images, OPTIONS)
     asked = ["run", str(project.path), "--backend", "native", "--roi", "Tumor", "--dry-run"]
@@ -157,11 +159,12 @@ def test_an_image_without_dab_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(error, UsageError)
     assert "was given 2 times" in error.what
     assert not (project.path.parent / "qpnuclei").exists()
-    first = project.images[0].id
-    stains = property(lambda image: DEFAULT_H_DAB if image.id == first else DEFAULT_HE)
-    monkeypatch.setattr(NativeImage, "stains", stains)
+
+    brown = shutil.copy(tmp_path / "place" / "0.tif", tmp_path / "brown.tif")
+    project, _ = add_slides(project.path, [brown], 0.25, stains=DEFAULT_H_DAB)
+    annotate(project.images[1], shapely.box(20, 20, 140, 230), shapely.box(150, 60, 240, 240))
     plans, failed = plan_images(project.images, OPTIONS)
-    assert [plan.entry.id for plan in plans] == [first]
+    assert [plan.entry.name for plan in plans] == ["brown.tif"]
     ((entry, error),) = failed
-    assert entry.id != first
+    assert entry.name == "0.tif"
     assert "is not stained with haematoxylin and DAB" in error.what

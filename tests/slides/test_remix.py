@@ -16,7 +16,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
-from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from qpnuclei.slides.remix import as_h_and_e, has_dab, seen_by_network
@@ -92,11 +92,8 @@ def test_brown_and_blue_nuclei_are_found_and_measured_apart(mpp: float) -> None:
     assert "stain" not in check(seen, [Region(None, area)], (mpp, mpp), tables).image
 
 
-def test_a_run_says_that_it_is_experimental(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(NativeImage, "stains", property(lambda _: DEFAULT_H_DAB))
-    project = open_project(make_project(tmp_path / "place", 1) / "project")
+def test_a_run_says_that_it_is_experimental(tmp_path: Path) -> None:
+    project = open_project(make_project(tmp_path / "place", 1, DEFAULT_H_DAB) / "project")
     options = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
     (image,) = analyse_project(project, project.images, options).images
     assert any("shown to the network as H&E: experimental" in note for note in image.notes)
