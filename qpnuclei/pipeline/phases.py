@@ -210,7 +210,7 @@ def commit_run(
                     seeing = partial(engine, options.model_for(image.mpp))
                     join_image(folder, image, layout, seeing, options, slides_from)
                 try:
-                    result = commit_image(project, entry, image, layout, folder, options)
+                    result = commit_image(project, entry, image, layout, folder, spec, options)
                 except ConflictError as error:
                     raise ConflictError(error.what, _after_conflict(folder, options)) from error
                 summary.images.append(result)

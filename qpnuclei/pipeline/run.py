@@ -95,11 +95,9 @@ def analyse_project(
                     progress=progress,
                 ):
                     with standing_alone(f"image {image.name}", partial(fail, image)):
-                        summary.images.append(
-                            commit_image(
-                                project, by_id[image.entry], image, layout, folder, options
-                            )
-                        )
+                        entry, spec = by_id[image.entry], plan.spec(image)
+                        result = commit_image(project, entry, image, layout, folder, spec, options)
+                        summary.images.append(result)
                         summary.device = device_of(folder, image, layout) or summary.device
                     summary.save_soon()
             summary.finish()

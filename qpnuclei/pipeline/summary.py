@@ -79,7 +79,7 @@ class ImageResult:
     Parameters
     ----------
     model : str
-        Name or file of the model that found them.
+        Name of the model that found them: `EngineSpec.name`.
     mpp : (float, float)
         µm per level-0 px; `mpp_source` names the source of this size.
     working_mpp : (float, float)

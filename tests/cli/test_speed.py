@@ -1,4 +1,4 @@
-"""Of the default model, the pixel size of each image or `--speed fast` chooses the network."""
+"""The pixel size of an image or `--speed fast` chooses its network, which the record names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from qpnuclei import create_project
 from qpnuclei.cli.app import app
 from qpnuclei.errors import UsageError
+from tests.segmentation.test_foreign_engines import dark_in_onnx
 
 RUN = ("--tissue", "--device", "cpu", "--quiet")
 
@@ -89,6 +90,21 @@ def test_fast_is_the_coarse_network_for_all_and_other_units(project: Path) -> No
     # Another network is another run.
     qpnuclei("plan", project, "--tissue", "--quiet")
     assert len(list((project.parent / "qpnuclei").glob("*/plan.json"))) == 2
+
+
+@pytest.mark.parametrize("named", [{"name": "Dark nuclei"}, {}])
+def test_the_model_of_an_image_is_one_of_the_models_of_the_record(
+    project: Path, tmp_path: Path, named: dict[str, str]
+) -> None:
+    model = dark_in_onnx(tmp_path, **named)
+    folder = tmp_path / "run"
+    run = ("run", project, *RUN, "--model", model, "--run-dir", folder)
+    name = named.get("name", "model")
+    for resumed, command in enumerate([run, ("commit", folder)]):
+        done = json.loads(qpnuclei(*command, "--no-report", "--json").stdout)
+        assert done["resumed"] == 3 * resumed
+        assert [m["name"] for m in done["models"]] == [name]
+        assert [image["model"] for image in done["images"]] == [name] * 3
 
 
 def test_a_named_network_takes_all_images(project: Path) -> None:

@@ -145,6 +145,5 @@ def test_the_phases_of_a_run_may_be_called_from_different_folders(
     for content in (run, plan):
         assert content["project"] == str(project)
         assert content["arguments"]["model"] == f"onnx:{model}"
-        assert content["images"][0]["model"] == f"onnx:{model}"
         assert content["arguments"]["run_dir"] == str(place / "project" / "run")
-    assert list(plan["engines"]) == [f"onnx:{model}"]
+    assert list(plan["engines"]) == [plan["images"][0]["model"]] == [f"onnx:{model}"]

@@ -38,6 +38,7 @@ def commit_image(
     image: PlannedImage,
     layout: Layout,
     folder: RunFolder,
+    spec: EngineSpec,
     options: RunOptions,
 ) -> ImageResult:
     """Write the nuclei of one image into the project; return the result.
@@ -58,7 +59,7 @@ def commit_image(
 
     def note(planned: Written) -> None:
         """Note the result: if the run is killed after the save, the next run reads it here."""
-        result = _result(image, layout, planned.plan, planned.nuclei, about)
+        result = _result(image, layout, spec, planned.plan, planned.nuclei, about)
         with suppress(SaveError):
             folder.make_for(path)
             result = replace(result, replaced=planned.replaced)
@@ -68,7 +69,7 @@ def commit_image(
         written = write_back(project, of_image, nuclei, options, folder.path, note)
         loss = loss_note(project, entry, written.replaced, len(written.nuclei))
         result = replace(
-            _result(image, layout, written.plan, written.nuclei, about),
+            _result(image, layout, spec, written.plan, written.nuclei, about),
             replaced=written.replaced,
             **_counted(written.plan),
             notes=_notes(image, written.nuclei, options, loss),
@@ -136,7 +137,7 @@ def committed_image(
     nuclei = new_nuclei(of_image, found, options, doubts, known)
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
-        result = known.result if known else _result(image, layout, of_image, nuclei, about)
+        result = known.result if known else _result(image, layout, spec, of_image, nuclei, about)
         loss = loss_note(project, entry, result.replaced, result.nuclei)
         result = replace(
             result,
@@ -181,14 +182,19 @@ def _notes(
 
 
 def _result(
-    image: PlannedImage, layout: Layout, plan: ImagePlan, nuclei: NewNuclei, about: About
+    image: PlannedImage,
+    layout: Layout,
+    spec: EngineSpec,
+    plan: ImagePlan,
+    nuclei: NewNuclei,
+    about: About,
 ) -> ImageResult:
     """Return the result of an image as far as it is known before the save."""
     counts = about.counts or {}
     return ImageResult(
         name=image.name,
         entry=image.entry,
-        model=image.model,
+        model=spec.name,
         mpp=image.mpp,
         mpp_source=image.mpp_source,
         working_mpp=image.scale.working_mpp,
