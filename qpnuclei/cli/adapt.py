@@ -129,7 +129,7 @@ def adapt(
         images=image or (),
     )
 
-    from qpnuclei.cli.console import print_json, stderr, this_command
+    from qpnuclei.cli.console import print_json, print_status, print_warning, this_command
     from qpnuclei.evaluation.boxes import read_corrected
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
@@ -146,10 +146,10 @@ def adapt(
         image_root=image_root,
     )
     for note in drawn.notes:
-        stderr.print(note)
+        print_status(note)
     chosen = resolve_device(device)
     start = network_to_adapt(model, found)
-    stderr.print(f"adapting {start} to {number_of(len(found), 'image')} on {chosen}")
+    print_status(f"adapting {start} to {number_of(len(found), 'image')} on {chosen}")
     with (
         keep_freed_memory(),
         training_bar(quiet) as bar,
@@ -171,7 +171,7 @@ def adapt(
     elif not result.training.stopped:
         _print(result, output)
     if result.training.stopped:
-        stderr.print(f"stopped and saved; to continue: {this_command('--resume')}")
+        print_warning(f"stopped and saved; to continue: {this_command('--resume')}")
         sys.exit(EXIT_CODE)
 
 
@@ -179,7 +179,7 @@ def _print(result: Adaptation, folder: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from qpnuclei.cli.console import stderr, stdout
+    from qpnuclei.cli.console import print_status, print_warning, stdout
     from qpnuclei.training.adaptation import CARD_FILE, PICTURE_FILE
 
     table = Table("image", "mm²", box=None, padding=(0, 2))
@@ -196,8 +196,8 @@ def _print(result: Adaptation, folder: Path) -> None:
         )
     stdout.print(table)
     for doubt in result.doubts:
-        stderr.print(f"doubtful: {doubt}")
-    stderr.print(
+        print_warning(f"doubtful: {doubt}")
+    print_status(
         f"what changed, as a picture: {folder / PICTURE_FILE}; model card: {folder / CARD_FILE}"
     )
     stdout.print(str(result.training.model))

@@ -109,6 +109,28 @@ stdout = PlainConsole()
 stderr = PlainConsole(stderr=True)
 
 
+def print_status(line: str) -> None:
+    """Print a line about what is done or was written to standard error, unless ``--quiet``."""
+    if shows_status():
+        stderr.print(line)
+
+
+def print_warning(line: str, style: str | None = None) -> None:
+    """Print a doubt, or what is missing, to standard error; ``--log-level error`` omits it."""
+    if _least_level() <= logging.WARNING:
+        stderr.print(line, style=style)
+
+
+def shows_status() -> bool:
+    """Return whether status lines and progress are shown: not with ``--quiet``."""
+    return _least_level() <= logging.INFO
+
+
+def _least_level() -> int:
+    # Not the effective level: where no command has set one, nothing is left out.
+    return logging.getLogger("qpnuclei").level
+
+
 def print_json(content: Any) -> None:
     """Print one JSON document to standard output, with control characters escaped."""
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
@@ -163,15 +185,18 @@ def as_typed(words: Sequence[str]) -> str:
 
 
 def print_some(what: str, reasons: Sequence[str]) -> None:
-    """Print the first reasons to standard error, and how many more there are."""
+    """Print the first reasons as warnings, and how many more there are."""
     for reason in reasons[:MOST_LISTED]:
-        stderr.print(f"{what}: {reason}")
+        print_warning(f"{what}: {reason}")
     if len(reasons) > MOST_LISTED:
-        stderr.print(f"{what}: {len(reasons) - MOST_LISTED} more")
+        print_warning(f"{what}: {len(reasons) - MOST_LISTED} more")
 
 
 def progress_bar(quiet: bool = False) -> Progress:
-    """Return a progress bar on standard error with a note and the remaining time."""
+    """Return a progress bar on standard error with a note and the remaining time.
+
+    It is not shown if `quiet`, or if status lines are not.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -189,7 +214,7 @@ def progress_bar(quiet: bool = False) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=stderr, disable=quiet)
+    return Progress(*columns, console=stderr, disable=quiet or not shows_status())
 
 
 @contextmanager
@@ -261,7 +286,7 @@ class LinePerMinute:
         rest = f", {in_words(left)} left" if done < tiles else ""
         found = number_of(nuclei, "nucleus")
         line = f"{image}: {done} of {number_of(tiles, 'tile')}, up to {found} in them{rest}"
-        stderr.print(line)
+        print_status(line)
 
 
 def in_words(seconds: float) -> str:

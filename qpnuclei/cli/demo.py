@@ -32,14 +32,11 @@ def demo(
 
     Without --slide, also report how many of the known nuclei were found.
     """
-    from qpnuclei.cli.console import print_json, stderr, stdout, tile_progress
+    from qpnuclei.cli.console import print_json, print_status, stdout, tile_progress
     from qpnuclei.cli.tables import print_account, summary_table
     from qpnuclei.demo.demonstration import demonstrate
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
-
-    def say(line: str) -> None:
-        stderr.print(line)
 
     interrupted = "interrupted: finished work is kept; run the same command again to continue"
     with (
@@ -47,7 +44,7 @@ def demo(
         leaving_on_interrupt(interrupted),
         tile_progress(quiet) as progress,
     ):
-        made = demonstrate(directory, slide, mpp, model, device, progress, say)
+        made = demonstrate(directory, slide, mpp, model, device, progress, print_status)
     if json:
         print_json(
             {

@@ -186,7 +186,7 @@ def evaluate(
 
     from rich.text import Text
 
-    from qpnuclei.cli.console import print_json, progress_bar, stderr, stdout
+    from qpnuclei.cli.console import print_json, print_status, progress_bar, stdout
     from qpnuclei.evaluation.assessment import AssessmentOptions, assess
     from qpnuclei.evaluation.page import evaluation_page
     from qpnuclei.evaluation.report import write_report
@@ -201,7 +201,7 @@ def evaluate(
         write_model=write_model,
     )
     for note in read.notes[:1]:  # the report has all of them
-        stderr.print(note)
+        print_status(note)
     described = {**read.described, "limit": limit}
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
@@ -218,4 +218,4 @@ def evaluate(
     else:
         stdout.print(Text(report.to_markdown()))
     for suffix in (".json", ".md", ".html"):
-        stderr.print(f"written: {output.with_suffix(suffix)}")
+        print_status(f"written: {output.with_suffix(suffix)}")

@@ -90,7 +90,7 @@ def export(
 
     Every nucleus: qpnuclei export project.qpproj --by nucleus -o nuclei.parquet
     """
-    from qpnuclei.cli.console import add_failure, print_json, stderr
+    from qpnuclei.cli.console import add_failure, print_json, print_status, print_warning
     from qpnuclei.cli.tables import print_without_row
     from qpnuclei.errors import UsageError
     from qpnuclei.pipeline.selection import is_excluded
@@ -150,27 +150,27 @@ def export(
         )
     if not written:
         sys.exit(1)
-    stderr.print(f"{output}: {number_of(len(rows), 'row')}")
+    print_status(f"{output}: {number_of(len(rows), 'row')}")
     print_without_row(empty, len(entries), roi)
     missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
     left_out = sum(map(is_excluded, missing))
     if left_out and not class_name:
-        stderr.print(
+        print_status(
             f"without counts: {left_out} of them, because a run leaves out the class "
             f"{', '.join(DEFAULT_EXCLUDED)}"
         )
     if len(missing) > left_out and not class_name:
-        stderr.print(
+        print_warning(
             f"not analysed, without counts: {len(missing) - left_out} of them; run qpnuclei run"
             + _or_existing(rows)
         )
     doubtful = sum(row["check"] is not None for row in rows)
     if doubtful:
-        stderr.print(f"doubtful: {doubtful} of them; the column check gives the reason")
+        print_warning(f"doubtful: {doubtful} of them; the column check gives the reason")
     if failures:
         of = number_of(len(entries), "image")
         without = f"without {len(failures)} of {of}, which could not be counted"
-        stderr.print(f"{output}: {without}")
+        print_warning(f"{output}: {without}")
         sys.exit(1)
 
 
@@ -196,7 +196,7 @@ def _print_nuclei(
     is_limited: bool,
 ) -> None:
     """Print the written files; `is_limited` means that --roi or --class selected nuclei."""
-    from qpnuclei.cli.console import print_json, print_some, stderr
+    from qpnuclei.cli.console import print_json, print_some, print_status, print_warning
     from qpnuclei.cli.tables import print_empty
 
     images = [
@@ -212,7 +212,7 @@ def _print_nuclei(
         counts = ""
         if len(done.files) == 1:
             counts = f": {number_of(total, 'nucleus')} of {number_of(len(images), 'image')}"
-        stderr.print(f"{path}{counts}")
+        print_status(f"{path}{counts}")
     print_empty(
         "selected nuclei" if is_limited else "nuclei",
         [entry.name for entry in entries if done.nuclei.get(entry.id) == 0],
@@ -223,4 +223,4 @@ def _print_nuclei(
     if failures and done.files:
         of = number_of(len(entries), "image")
         without = f"without {len(failures)} of {of}, which could not be read"
-        stderr.print(without)
+        print_warning(without)

@@ -128,7 +128,7 @@ def _described(own: OwnNuclei) -> dict[str, Any]:
 
 
 def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
-    from qpnuclei.cli.console import stderr, stdout
+    from qpnuclei.cli.console import print_status, stdout
     from qpnuclei.errors import number_of
     from qpnuclei.qupath.image_names import image_option
 
@@ -140,4 +140,4 @@ def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
     stdout.print(f"{own.entry.name}: removed {removed} of {nuclei} by qpnuclei{more}")
     if removed:
         image = image_option(own.entry)
-        stderr.print(f"undo: qpnuclei project restore {shlex.quote(project)} {image} --latest")
+        print_status(f"undo: qpnuclei project restore {shlex.quote(project)} {image} --latest")

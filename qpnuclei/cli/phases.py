@@ -56,7 +56,7 @@ def plan(project: ProjectPath, **given: Any) -> None:
 
     For example: qpnuclei plan project.qpproj --roi Tumor --run-dir the-run
     """
-    from qpnuclei.cli.console import print_json, stderr, stdout
+    from qpnuclei.cli.console import print_json, print_status, stdout
     from qpnuclei.cli.tables import print_failures
     from qpnuclei.system.locks import locked
 
@@ -80,7 +80,7 @@ def plan(project: ProjectPath, **given: Any) -> None:
         print_json({**content, "failures": summary.to_json()["failures"]})
     else:
         stdout.print(str(folder.path))
-    stderr.print(f"{number_of(units, 'unit')} in {number_of(len(planned.images), 'image')}")
+    print_status(f"{number_of(units, 'unit')} in {number_of(len(planned.images), 'image')}")
     if summary.failures:
         print_failures([failure.name for failure in summary.failures], len(summary.planned))
         sys.exit(1)
@@ -124,7 +124,7 @@ def infer(
 
     For example: qpnuclei infer the-run --shard 3/20
     """
-    from qpnuclei.cli.console import print_json, stderr, tile_progress
+    from qpnuclei.cli.console import print_json, print_status, tile_progress
     from qpnuclei.cli.tables import print_failures
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
@@ -175,7 +175,7 @@ def infer(
         ]
         content = {"run_dir": str(folder.path), "images": images, "units": units}
         print_json({**content, "missing": missing, "failures": failed})
-    stderr.print(f"units: {units - missing} of {units} are there; {missing} missing")
+    print_status(f"units: {units - missing} of {units} are there; {missing} missing")
     if failures:
         print_failures([image.name for image, _ in failures], images)
         sys.exit(1)

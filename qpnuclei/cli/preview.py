@@ -129,7 +129,7 @@ def preview(
     if not thresholds:
         thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
 
-    from qpnuclei.cli.console import as_typed, image_progress, print_json, stderr, stdout
+    from qpnuclei.cli.console import as_typed, image_progress, print_json, print_status, stdout
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
@@ -235,8 +235,8 @@ def preview(
     for number, choice in enumerate(choices):
         counts = ", ".join(str(field.counts[number]) for field in shown)
         stdout.print(f"{label_of(choice, choices)}: {counts} nuclei")
-    stderr.print(f"page:    {path}")
-    stderr.print(f"picture: {path.with_suffix('.png')}")
+    print_status(f"page:    {path}")
+    print_status(f"picture: {path.with_suffix('.png')}")
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:

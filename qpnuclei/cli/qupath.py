@@ -56,7 +56,7 @@ def install(
 
     For example: qpnuclei qupath install
     """
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import print_warning
     from qpnuclei.qupath.scripts import install, program_here
 
     def act(folder: Path) -> Change:
@@ -64,7 +64,7 @@ def install(
 
     _in_each(to, act, dry_run=dry_run, json=json)
     if program_here() is None:
-        stderr.print("the path of the program qpnuclei is unknown: set it in QuPath")
+        print_warning("the path of the program qpnuclei is unknown: set it in QuPath")
 
 
 @qupath_app.command(cls=Command)

@@ -66,7 +66,13 @@ def report(
 
     For example: qpnuclei report project.qpproj -o report.html
     """
-    from qpnuclei.cli.console import describe_error, image_progress, print_error, print_json, stderr
+    from qpnuclei.cli.console import (
+        describe_error,
+        image_progress,
+        print_error,
+        print_json,
+        print_status,
+    )
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
@@ -98,7 +104,7 @@ def report(
     if json:
         failures = [describe_error(error, entry) for entry, error in failed]
         print_json({"report": str(path), "images": len(entries), "failures": failures})
-    stderr.print(f"report: {path}")
+    print_status(f"report: {path}")
     for entry, error in failed:
         print_error(error, error.naming("image", entry.name))
     if failed:

@@ -132,7 +132,7 @@ def asked_for(
     **changes
         Fields of the options that override the arguments.
     """
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import print_status
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
@@ -142,7 +142,7 @@ def asked_for(
     options = options_of(given)
     opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
     if not is_temporary:
-        stderr.print(f"{opened.path}: opened with the {opened.backend} backend")
+        print_status(f"{opened.path}: opened with the {opened.backend} backend")
     entries = choose_images(opened, options.images, options.selection)
     asked = asked_mpp(options.mpp, given["mpp_table"], opened, entries, options.images)
     pixel_sizes: dict[str, Any] = {
@@ -196,7 +196,7 @@ def options_of(given: dict[str, Any]) -> RunOptions:
 
 def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[str, Any]:
     """Print the results of a run and the path of its report; return them as JSON types."""
-    from qpnuclei.cli.console import stderr, stdout
+    from qpnuclei.cli.console import print_status, print_warning, stdout
     from qpnuclei.cli.tables import print_account, print_failures, summary_table
 
     if json:
@@ -204,10 +204,10 @@ def print_summary(summary: RunSummary, json: bool, page: Path | None) -> dict[st
     elif summary.images:
         stdout.print(summary_table(summary))
     elif not summary.failures:
-        stderr.print("nothing was analysed: all selected annotations were skipped")
+        print_warning("nothing was analysed: all selected annotations were skipped")
     print_account(summary)
     if page is not None:
-        stderr.print(f"report: {page}")
+        print_status(f"report: {page}")
     if summary.failures:
         print_failures([failure.name for failure in summary.failures], len(summary.planned))
     return {**summary.to_json(), "report": None if page is None else str(page)}

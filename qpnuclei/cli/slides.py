@@ -90,16 +90,16 @@ def run_slides(
 
 
 def _say_not_analysed(inputs: SlideInputs) -> None:
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import print_warning
 
-    stderr.print(f"new slides have no annotations and are not analysed: {', '.join(inputs.new)}")
+    print_warning(f"new slides have no annotations and are not analysed: {', '.join(inputs.new)}")
 
 
 def _show_plan(
     inputs: SlideInputs, asked: AskedMpp, given: dict[str, Any], failed: Any
 ) -> tuple[dict[str, Any], bool]:
     """Show the plan for the project's images and for new slides."""
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import print_status
     from qpnuclei.qupath.create import create_project
     from qpnuclei.qupath.new_image import describe_slides
 
@@ -126,7 +126,7 @@ def _show_plan(
                 _, entries, options = asked_for(project.path, native, is_temporary=True)
                 parts.append((entries, options))
         if inputs.project is None:
-            stderr.print(f"{inputs.folder.new_project}: would be made")
+            print_status(f"{inputs.folder.new_project}: would be made")
         inputs.warn_of_kept_sizes(asked, [*inputs.images, *made])
         return show_plan(parts, given["json"])
 
@@ -144,7 +144,7 @@ def _write_results(
     failures : sequence of Failure
         Failures of the run. An image among them is not reported again.
     """
-    from qpnuclei.cli.console import image_progress, print_error, stderr
+    from qpnuclei.cli.console import image_progress, print_error, print_status, print_warning
     from qpnuclei.cli.tables import print_without_row
     from qpnuclei.errors import MppError
     from qpnuclei.qupath.count_table import write_counts
@@ -197,8 +197,11 @@ def _write_results(
 
             written["report"] = str(folder.write(PAGE, write))
     for what, name in written.items():
-        stderr.print(f"{what}: {name or 'not written'}")
-    stderr.print(
+        if name is None:
+            print_warning(f"{what}: not written")
+        else:
+            print_status(f"{what}: {name}")
+    print_status(
         f"project: {project.path} (every nucleus: qpnuclei export {project.path.parent} "
         "--by nucleus -o nuclei.parquet)"
     )

@@ -13,7 +13,14 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from qpnuclei.cli.console import MOST_LISTED, in_one_line, stderr, stdout
+from qpnuclei.cli.console import (
+    MOST_LISTED,
+    in_one_line,
+    print_status,
+    print_warning,
+    stderr,
+    stdout,
+)
 from qpnuclei.errors import FormatError, number_of
 from qpnuclei.system.timing import peak_memory_mib
 
@@ -202,7 +209,7 @@ def print_account(summary: RunSummary) -> None:
 
     images = summary.images
     if not images:
-        stderr.print(f"record: {summary.run_dir / RECORD}")
+        print_status(f"record: {summary.run_dir / RECORD}")
         return
     seconds: Counter[str] = Counter()
     waited: Counter[str] = Counter()
@@ -212,10 +219,10 @@ def print_account(summary: RunSummary) -> None:
         waited.update(image.waited)
     for image in images:
         for note in image.notes:
-            stderr.print(f"{image.name}: {note}")
+            print_warning(f"{image.name}: {note}")
         for doubt in image.doubts:
             line = f"doubtful: {image.name}: {doubt}"
-            stderr.print(line, style="yellow")
+            print_warning(line, style="yellow")
     stages = ", ".join(
         f"{stage} {time:.1f}" + (f" (waited {waited[stage]:.1f})" if stage in waited else "")
         for stage, time in seconds.items()
@@ -232,7 +239,7 @@ def print_account(summary: RunSummary) -> None:
         f"record: {summary.run_dir / RECORD}",
     ]
     for line in lines:
-        stderr.print(line)
+        print_status(line)
 
 
 def _written_before(summary: RunSummary) -> list[str]:
@@ -291,7 +298,7 @@ def print_empty(what: str, names: Sequence[str], images: int, remedy: str) -> No
     """Print in one line which images have nothing to export, if any."""
     if names:
         number = f"{len(names)} of {number_of(images, 'image')}: {_listed(names)}"
-        stderr.print(f"no {what} in {number} ({remedy})")
+        print_warning(f"no {what} in {number} ({remedy})")
 
 
 def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[str] | None) -> None:

@@ -185,7 +185,7 @@ def train(
 
     found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
 
-    from qpnuclei.cli.console import print_json, stderr, stdout, this_command
+    from qpnuclei.cli.console import print_json, print_status, print_warning, stdout, this_command
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
@@ -211,7 +211,7 @@ def train(
         is_main = rank() == 0
         if is_main:
             several = f" and {world_size() - 1} more" if world_size() > 1 else ""
-            stderr.print(f"training on {number_of(len(found), 'image')} on {torch_device}{several}")
+            print_status(f"training on {number_of(len(found), 'image')} on {torch_device}{several}")
         result = train_model(
             fields,
             found,
@@ -236,7 +236,7 @@ def train(
         )
         stdout.print(f"{result.model} ({number}{score})")
     if result.stopped:
-        stderr.print(f"stopped and saved; to continue: {this_command('--resume')}")
+        print_warning(f"stopped and saved; to continue: {this_command('--resume')}")
         sys.exit(EXIT_CODE)
 
 
@@ -286,7 +286,7 @@ class ConsoleCallbacks(TrainingCallbacks):
 
         is_student = not self._left
         labelling = ", plus the labelling of patches" if is_student else ""
-        self._bar.console.print(
+        self._say(
             f"{batches} batches of about {seconds_per_batch:.2g} s: "
             f"{in_words(batches * seconds_per_batch)}{labelling}"
         )
@@ -316,18 +316,24 @@ class ConsoleCallbacks(TrainingCallbacks):
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float], kept: bool) -> None:
         """Print the metrics of an epoch, with a star if its model was kept."""
         star = " *" if kept else ""
-        self._bar.console.print(f"{self._part} {epoch}{self._parts}: {_summary(metrics)}{star}")
+        self._say(f"{self._part} {epoch}{self._parts}: {_summary(metrics)}{star}")
 
     def stop_requested(self) -> bool:
         """Tell whether Ctrl-C was pressed."""
         return self._interrupted()
+
+    def _say(self, line: str) -> None:
+        from qpnuclei.cli.console import shows_status
+
+        if shows_status():
+            self._bar.console.print(line)
 
 
 def training_bar(quiet: bool) -> Progress:
     """Return a progress bar on standard error for `ConsoleCallbacks`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from qpnuclei.cli.console import stderr
+    from qpnuclei.cli.console import shows_status, stderr
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -335,7 +341,7 @@ def training_bar(quiet: bool) -> Progress:
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    return Progress(*columns, console=stderr, disable=quiet)
+    return Progress(*columns, console=stderr, disable=quiet or not shows_status())
 
 
 #: Labels of the metrics in the progress bar, in order.

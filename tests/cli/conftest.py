@@ -4,7 +4,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,13 @@ from qpnuclei.errors import QpnucleiError
 from tests.paths import SAMPLES
 
 VERSIONS = sorted(path.name for path in SAMPLES.iterdir() if path.is_dir())
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Undo the log level of a test's last command."""
+    yield
+    logging.getLogger("qpnuclei").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

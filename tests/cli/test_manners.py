@@ -24,6 +24,8 @@ from qpnuclei.cli.console import LineHandler, LinePerMinute, PlainConsole, print
 from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.qupath.count_table import write_table
 from tests.cli.conftest import Outcome
+from tests.pipeline.killing import make_project
+from tests.segmentation.test_foreign_engines import dark_in_onnx
 
 Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]
@@ -315,6 +317,36 @@ def test_log_levels(
     log = logging.getLogger("qpnuclei.anything")
     assert log.isEnabledFor(logging.WARNING) == warned
     assert log.isEnabledFor(logging.INFO) == informed
+
+
+def test_quiet_commands_print_results_and_warnings_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    monkeypatch.chdir(make_project(tmp_path / "place", 1))
+    request = ("--model", dark_in_onnx(tmp_path), "--roi", "Tumor", "--backend", "native")
+    truth = ("--truth-class", "Nucleus", *request[:2])
+    commands: list[tuple[tuple[object, ...], str]] = [
+        (("plan", "project", *request, "--run-dir", "a"), "1 unit in 1 image"),
+        (("infer", "a", "--device", "cpu"), "units: 1 of 1 are there; 0 missing"),
+        (("commit", "a", "--no-report"), "nothing to do: "),
+        (("run", "project", *request, "--device", "cpu", "--run-dir", "b"), "seams: "),
+        (("export", "project", "-o", "counts.csv"), "counts.csv: 2 rows"),
+        (("export", "project", "--by", "nucleus", "-o", "nuclei.csv"), "nuclei.csv: "),
+        (("qc", "project"), ""),
+        (("geojson", "export", "project", "-o", "files"), ""),
+        (("report", "project", "-o", "report.html"), "report: report.html"),
+        (("preview", "project", *request, "--fields", 1, "-o", "preview.html"), "page: "),
+        (("evaluate", "project", "--roi", "Tumor", *truth, "-o", "e.json"), "written: "),
+        (("filter", "project", "--min-certainty", "0.9"), ""),
+    ]
+    for command, status in commands:
+        quiet = program("-q", *command)
+        assert (quiet.returncode, quiet.stderr) == (0, "")
+        assert status in program(*command).stderr
+    export = ("export", make_project(tmp_path / "new", 1) / "project", "-o", "counts.csv")
+    warning = "not analysed, without counts: 2 of them; run qpnuclei run"
+    assert program("-q", *export).stderr.startswith(warning)
+    assert program("--log-level", "error", *export).stderr == ""
 
 
 def test_log_levels_that_contradict_each_other(sample: Sample, qpnuclei: Call) -> None:
