@@ -19,7 +19,13 @@ from qpnuclei.slides.readers.memory import ArrayReader
 from qpnuclei.slides.readers.reader import CONVERT_TO_8_BIT, SlideReader, reading, warn_once
 from qpnuclei.slides.readers.tiff_colour import conversion_to_rgb, enum_name
 from qpnuclei.slides.readers.tiff_level import MAX_DECODED_PIXELS, TiffLevel
-from qpnuclei.slides.readers.tiff_metadata import OmeImage, OmeXml, icc_profile, read_metadata
+from qpnuclei.slides.readers.tiff_metadata import (
+    OmeImage,
+    OmeXml,
+    has_ome_xml,
+    icc_profile,
+    read_metadata,
+)
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -61,17 +67,20 @@ def _open_file(path: Path) -> tuple[tifffile.TiffFile, OmeXml | None]:
     # Otherwise tifffile would open any further files that the OME-XML names.
     tiff = tifffile.TiffFile(path, _multifile=False)
     try:
-        if tiff.is_ome:
-            try:
-                return tiff, OmeXml(tiff.ome_metadata or "")
-            except SyntaxError as error:
-                warn_once(_log, f"{path}: its OME-XML is damaged and not used ({error})")
-                tiff.close()
-                return tifffile.TiffFile(path, _multifile=False, is_ome=False), None
+        if not has_ome_xml(tiff):
+            return tiff, None
+        try:
+            ome = OmeXml(tiff.pages.first.description)
+        except SyntaxError as error:
+            warn_once(_log, f"{path}: its OME-XML is damaged and not used ({error})")
+            ome = None
     except BaseException:
         tiff.close()
         raise
-    return tiff, None
+    if tiff.is_ome != (ome is not None):
+        tiff.close()
+        tiff = tifffile.TiffFile(path, _multifile=False, is_ome=ome is not None)
+    return tiff, ome
 
 
 def _format_of_openslide(tiff: tifffile.TiffFile) -> openslide.Format | None:
@@ -95,7 +104,8 @@ def _open_series(
     series, described = _chosen_series(path, tiff, ome, number)
     _check_complete(path, series.levels)
     images = [_level(path, level, described) for level in series.levels]
-    metadata = read_metadata(path, tiff, series.keyframe, described)
+    is_damaged = ome is None and has_ome_xml(tiff)
+    metadata = read_metadata(path, tiff, series.keyframe, described, is_damaged=is_damaged)
     if len(images) == 1 and not series.keyframe.is_tiled:
         width, height = images[0].size
         if width * height <= MAX_DECODED_PIXELS:

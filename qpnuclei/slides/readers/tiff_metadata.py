@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,10 @@ _MICROMETRES = {
     "inches": 25_400.0,
     "ft": 304_800.0,
 }
+#: How OME-XML begins, also if it is cut off: Bio-Formats begins it with a comment that names it.
+_OME_XML = re.compile(
+    r"\s*(<\?xml[^>]*>\s*)?(<!--[^>]*\bOME-XML\b|(<!--.*?-->\s*)*<(\w+:)?OME\b)", re.S
+)
 #: µm per ResolutionUnit: inch, cm, and tifffile's mm and µm.
 _RESOLUTION_UNITS = {2: 25_400.0, 3: 1e4, 4: 1e3, 5: 1.0}
 
@@ -110,6 +115,15 @@ class OmeImage:
         return positive_pair(*sizes)
 
     @property
+    def stated_size(self) -> str:
+        """The pixel size as stated, usable or not; empty if none is stated."""
+        return ", ".join(
+            f"{name} = {self._pixels[name]} {self._pixels.get(f'{name}Unit', 'µm')}"
+            for name in ("PhysicalSizeX", "PhysicalSizeY")
+            if name in self._pixels
+        )
+
+    @property
     def magnification(self) -> float | None:
         """Nominal magnification of its objective."""
         settings = self._image.find("{*}ObjectiveSettings")
@@ -146,28 +160,54 @@ class OmeXml:
         return len({file.get("FileName", file.text) for file in files}) > 1
 
 
-def read_metadata(path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeImage | None) -> Metadata:
-    """Read the metadata; if it is broken, log a warning and return none."""
+def has_ome_xml(tiff: tifffile.TiffFile) -> bool:
+    """Return whether the file has OME-XML, even if that is damaged or cut off."""
+    page = tiff.pages.first
+    return page.is_ome or _OME_XML.match(page.description) is not None
+
+
+def read_metadata(
+    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeImage | None, *, is_damaged: bool
+) -> Metadata:
+    """Read the metadata; if it is broken, log a warning and return none.
+
+    Parameters
+    ----------
+    path : Path
+    tiff : tifffile.TiffFile
+    page : tifffile page
+        Of the image.
+    ome : OmeImage or None
+        What OME-XML says about the image.
+    is_damaged : bool
+        Whether the file has OME-XML that cannot be read.
+    """
     try:
         with reading(path, "has damaged metadata"):
-            return _read_metadata(path, tiff, page, ome)
+            return _read_metadata(path, tiff, page, ome, is_damaged)
     except SlideError as error:
         warn_once(_log, f"{error.what}; it is not used")
         return Metadata(None, None, None)
 
 
 def _read_metadata(
-    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeImage | None
+    path: Path, tiff: tifffile.TiffFile, page: Any, ome: OmeImage | None, is_damaged: bool
 ) -> Metadata:
-    """Prefer the metadata of OME, Aperio and ImageJ to the resolution tags."""
+    """Prefer the metadata of OME, Aperio and ImageJ to the resolution tags.
+
+    The tags do not replace a pixel size that is stated there but unusable: they may be for print.
+    """
     vendor, mpp, magnification = None, None, None
+    stated = "its OME-XML is damaged" if is_damaged else ""
     if ome is not None:
         mpp, magnification = ome.mpp, ome.magnification
+        stated = ome.stated_size and f"its OME-XML states {ome.stated_size}"
     elif tiff.pages.first.description.startswith("Aperio"):
         vendor = "aperio"
         aperio = _aperio_properties(tiff.pages.first.description)
         mpp = positive_pair(aperio.get("MPP"), aperio.get("MPP"))
         magnification = positive(aperio.get("AppMag"))
+        stated = f"its description states MPP = {aperio['MPP']}" if "MPP" in aperio else ""
     elif tiff.is_ndpi:
         properties: Mapping[str, Any] = {}
         try:
@@ -178,15 +218,29 @@ def _read_metadata(
         vendor = properties.get("tiffslide.vendor")
         mpp = positive_pair(properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))
         magnification = positive(properties.get("tiffslide.objective-power"))
-    elif tiff.is_imagej:
-        unit = _micrometres(str((tiff.imagej_metadata or {}).get("unit", "")))
+    elif tiff.is_imagej and (name := str((tiff.imagej_metadata or {}).get("unit", ""))):
+        unit = _micrometres(name)
         # ImageJ stores pixels per unit in the resolution tags.
         mpp = None if unit is None else _pixel_size(page, unit)
+        stated = f"its unit in ImageJ is {name}"
     if mpp is None:
-        unit_tag = page.tags.get("ResolutionUnit")
-        unit = None if unit_tag is None else _RESOLUTION_UNITS.get(unit_tag.value)
-        mpp = None if unit is None else _pixel_size(page, unit)
+        tagged = _tagged_size(page)
+        if not stated:
+            return Metadata(vendor, tagged, magnification)
+        unused = (
+            f"; {tagged[0]:g} x {tagged[1]:g} µm/px of its TIFF resolution are not used"
+            if tagged
+            else ""
+        )
+        warn_once(_log, f"{path}: its pixel size is unknown: {stated}{unused}")
     return Metadata(vendor, mpp, magnification)
+
+
+def _tagged_size(page: Any) -> tuple[float, float] | None:
+    """Return µm/px from the resolution tags and their unit."""
+    unit_tag = page.tags.get("ResolutionUnit")
+    unit = None if unit_tag is None else _RESOLUTION_UNITS.get(unit_tag.value)
+    return None if unit is None else _pixel_size(page, unit)
 
 
 def icc_profile(page: Any) -> bytes | None:

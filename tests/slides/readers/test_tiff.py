@@ -302,6 +302,87 @@ def test_broken_ome_xml_is_reported_and_not_used(tmp_path, caplog):
     assert all(record.name.startswith("qpnuclei") for record in caplog.records)
 
 
+#: 0.25 µm/px in the tags.
+TAGGED = {"photometric": "rgb", "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
+
+
+def ome(**pixels):
+    """An OME-XML whose pixels have some attributes."""
+    more = " ".join(f'{name}="{value}"' for name, value in pixels.items())
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><!-- Warning: this comment is an OME-XML metadata '
+        'block --><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" '
+        f'SizeY="48" SizeC="3" SizeZ="1" SizeT="1" {more}><Channel ID="Channel:0:0" '
+        'SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1"/></Pixels></Image></OME>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("description", "stated"),
+    [
+        (ome(PhysicalSizeX=0, PhysicalSizeY=0), "PhysicalSizeX = 0 µm, PhysicalSizeY = 0 µm"),
+        (ome(PhysicalSizeX=1, PhysicalSizeXUnit="furlong"), "PhysicalSizeX = 1 furlong"),
+        (ome(PhysicalSizeX=1, PhysicalSizeXUnit="pixel"), "PhysicalSizeX = 1 pixel"),
+        (ome(PhysicalSizeX=0.25), "PhysicalSizeX = 0.25 µm"),
+        (ome().replace("<Channel", "<Chann<"), "its OME-XML is damaged"),
+        (ome()[:-30], "its OME-XML is damaged"),
+        (ome()[:90], "its OME-XML is damaged"),
+        ("Aperio Image Library v11 \n64x48|MPP = 0|AppMag = 20", "states MPP = 0"),
+    ],
+)
+def test_the_resolution_tags_do_not_replace_a_size_that_is_unusable(
+    tmp_path, caplog, description, stated
+):
+    path = tmp_path / "x.tif"
+    rgb = picture(64, 48)
+    tifffile.imwrite(path, rgb, metadata=None, description=description.encode(), **TAGGED)
+    with open_slide(path) as slide:
+        assert slide.mpp is None
+        np.testing.assert_array_equal(slide.read(0, 0, 64, 48), rgb)
+    (message,) = (r.message for r in caplog.records if "unknown" in r.message)
+    assert f"{path}: its pixel size is unknown: " in message
+    assert f"{stated}; 0.25 x 0.25 µm/px of its TIFF resolution are not used" in message
+    damage = [r.message for r in caplog.records if "is damaged and not used" in r.message]
+    assert len(damage) == ("damaged" in stated)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [ome(), f"{ome()}{' ' * 20}", "Aperio Image Library v11 \n64x48|AppMag = 20", "of a converter"],
+)
+def test_the_resolution_tags_are_used_if_no_size_is_stated(tmp_path, caplog, description):
+    tifffile.imwrite(
+        tmp_path / "x.tif", picture(64, 48), metadata=None, description=description.encode(),
+        **TAGGED,
+    )  # fmt: skip
+    with open_slide(tmp_path / "x.tif") as slide:
+        assert slide.mpp == pytest.approx((0.25, 0.25))
+    assert caplog.text == ""
+
+
+def test_ome_xml_before_spaces_is_read(tmp_path):
+    description = ome(PhysicalSizeX=500, PhysicalSizeXUnit="nm", PhysicalSizeY=0.5) + " " * 20
+    tifffile.imwrite(
+        tmp_path / "x.tif", picture(64, 48), metadata=None, description=description.encode(),
+        **TAGGED,
+    )  # fmt: skip
+    with open_slide(tmp_path / "x.tif") as slide:
+        assert slide.mpp == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize("unit", ["furlong", "pixel"])
+def test_an_unknown_unit_of_imagej_is_reported(tmp_path, caplog, unit):
+    tifffile.imwrite(
+        tmp_path / "x.tif", picture(64, 48), imagej=True, resolution=(4, 4),
+        metadata={"unit": unit, "axes": "YXS"},
+    )  # fmt: skip
+    change_tags(tmp_path / "x.tif", ResolutionUnit=3)
+    with open_slide(tmp_path / "x.tif") as slide:
+        assert slide.mpp is None
+    assert f"its unit in ImageJ is {unit}; 2500 x 2500 µm/px of its TIFF reso" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("metadata", "mpp", "magnification"),
     [
