@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 _APERIO_YCBCR = 33003
 _PALETTE = 3
+#: Bits of NewSubfileType.
+_REDUCED, _MASK = 1, 4
 #: tifffile's axes of supported images: grey, interleaved colours, separate colour planes (two).
 _KNOWN_AXES = ("YX", "YXS", "SYX", "CYX")
 #: Names of series that show the glass rather than the tissue.
@@ -103,6 +105,7 @@ def _open_series(
 ) -> SlideReader:
     series, described = _chosen_series(path, tiff, ome, number)
     _check_complete(path, series.levels)
+    _warn_of_other_images(path, tiff, series)
     images = [_level(path, level, described) for level in series.levels]
     is_damaged = ome is None and has_ome_xml(tiff)
     metadata = read_metadata(path, tiff, series.keyframe, described, is_damaged=is_damaged)
@@ -217,13 +220,12 @@ def _check_first_is_the_slide(
     `numbers` are those of OME-XML; without any, the images are numbered in order.
     """
     areas = [s.keyframe.imagewidth * s.keyframe.imagelength for s in series]
-    # These vendors store the slide first; an overview can be larger than a cropped slide.
-    slide_is_first = tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi
-    largest = 0 if slide_is_first else areas.index(max(areas))
-    name = (series[0].name or "").strip().lower()
-    if slide_is_first and (label := _APERIO_LABEL.search(tiff.pages.first.description)):
+    # An overview can be larger than a cropped slide.
+    largest = 0 if _stores_slide_first(tiff) else areas.index(max(areas))
+    name = series[0].name or ""
+    if _stores_slide_first(tiff) and (label := _APERIO_LABEL.search(tiff.pages.first.description)):
         name = label[1]
-    is_label = len(series) > 1 and name.removesuffix(" image") in _NOT_THE_SLIDE
+    is_label = len(series) > 1 and _names_no_slide(name)
     if not largest and not is_label:
         return
     other = largest or 1
@@ -235,6 +237,37 @@ def _check_first_is_the_slide(
         f"series {numbers[other] if numbers else other} has {second}",
         "import it into QuPath and choose the image there, or save that as a separate file",
     )
+
+
+def _stores_slide_first(tiff: tifffile.TiffFile) -> bool:
+    """Return whether its vendor stores the slide first, then overview and label."""
+    return bool(tiff.pages.first.description.startswith("Aperio") or tiff.is_ndpi)
+
+
+def _names_no_slide(name: str) -> bool:
+    return name.strip().lower().removesuffix(" image") in _NOT_THE_SLIDE
+
+
+def _warn_of_other_images(
+    path: Path, tiff: tifffile.TiffFile, used: tifffile.TiffPageSeries
+) -> None:
+    """Warn of images beside the slide, except labels, overviews, reduced images and masks.
+
+    In OME-TIFF, a project chooses the image.
+    """
+    if used.kind == "ome" or _stores_slide_first(tiff):
+        return
+    others = [
+        series
+        for series in tiff.series
+        if series.levels
+        and series is not used
+        and not _names_no_slide(series.name or "")
+        and not series.keyframe.subfiletype & (_REDUCED | _MASK)
+    ]
+    if others:
+        sizes = ", ".join(f"{width} x {height} px" for width, height in map(_size, others))
+        warn_once(_log, f"{path}: only its first image is used; it has more: {sizes}")
 
 
 def _level(path: Path, level: tifffile.TiffPageSeries, described: OmeImage | None) -> TiffLevel:

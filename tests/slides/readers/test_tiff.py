@@ -496,6 +496,39 @@ def test_an_unrelated_page_of_half_the_size_is_no_level(tmp_path, subfiletype, c
     )
 
 
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_other_images_of_a_file_are_named_and_not_used(tmp_path, metadata, caplog):
+    first = picture(256, 192)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
+        for page in (first, picture(200, 100), picture(90, 40)):
+            tiff.write(page, photometric="rgb", metadata=metadata)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.tif"), first)
+    expected = "x.tif: only its first image is used; it has more: 200 x 100 px, 90 x 40 px"
+    assert expected in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["aperio", "reduced", "mask", "named", "ome"])
+def test_labels_overviews_and_series_of_ome_are_not_reported(tmp_path, kind, caplog):
+    full, other = picture(256, 192), picture(100, 90)
+    description = "Aperio Image Library v11 \n256x192|MPP = 0.25" if kind == "aperio" else None
+    metadata = [{"Name": "tissue"}, {"Name": "other"}] if kind == "ome" else [None, None]
+    if kind == "named":
+        metadata = [{}, {"name": "Label"}]
+    with tifffile.TiffWriter(tmp_path / "x.tif", ome=kind == "ome") as tiff:
+        tiff.write(
+            full, photometric="rgb", tile=(64, 64), metadata=metadata[0], description=description
+        )
+        if kind == "mask":
+            tiff.write(other[..., 0] > 99, subfiletype=4, metadata=None)
+        else:
+            flag = int(kind == "reduced")
+            tiff.write(other, photometric="rgb", metadata=metadata[1], subfiletype=flag)
+    with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
+        assert len(tiff.series) == 2
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.tif"), full)
+    assert caplog.text == ""
+
+
 def test_pages_are_compared_again_only_if_the_file_has_changed(tmp_path, monkeypatch):
     full = tissue(512, 384, 1)
     compared = []
