@@ -154,7 +154,7 @@ def evaluate(
         Name of the method in the report.
     find : callable
         For example `qpnuclei.pipeline.image.segment` with an engine, which resamples, tiles and
-        segments as ``qpnuclei run`` does.
+        segments as ``qpnuclei run`` does, except at the border of the image.
     images : sequence of AnnotatedImage
     mpp : float, optional
         µm/px of all images; overrides data set and files.

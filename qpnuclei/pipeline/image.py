@@ -21,7 +21,10 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
 
     The nuclei of a crop of a slide are exactly those that a run finds there only if the origin of
     the crop is a multiple of `EngineSpec.stride` in x and y, in px of the engine's resolution. Near
-    the border of the crop, they can differ in any case.
+    the border they can differ in any case, also those of a whole image: a run sees white beyond it,
+    this function its reflection. In an image of 1000 x 1000 px, ``qpnuclei evaluate``, which uses
+    this function, finds 491 nuclei, and ``qpnuclei run --roi-all`` with an annotation of the whole
+    image finds 472.
 
     Parameters
     ----------

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -7,12 +10,17 @@ import shapely
 import tifffile
 from shapely import affinity
 
+from qpnuclei.api.runs import run
 from qpnuclei.errors import MppError, UsageError
 from qpnuclei.pipeline.image import segment
+from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.selection import Selection
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.native import open_project
 from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.slides.stains import separate
-from tests.cli.test_one_bad_apple import IMAGE
+from tests.cli.test_one_bad_apple import IMAGE, annotate
 from tests.segmentation.test_predictor import dark_is_nucleus, white_with_dark_squares
 
 
@@ -54,10 +62,50 @@ def test_a_crop_at_a_multiple_of_the_stride_has_the_nuclei_of_the_whole() -> Non
         for polygon in segment(engine, rgb[top:, left:], 0.25).polygons()
     )
     cropped = [polygon for polygon in moved if inner.contains(polygon)]
-    assert len(cropped) == len(whole) > 10
-    centres = [np.lexsort(shapely.get_coordinates(shapely.centroid(p)).T) for p in (whole, cropped)]
-    for one, other in zip(centres[0], centres[1], strict=True):
-        assert whole[one].normalize().equals_exact(cropped[other].normalize(), 1e-3)
+    assert len(whole) > 10
+    assert are_same(whole, cropped)
+
+
+def test_beyond_the_image_a_run_sees_white_and_segment_its_reflection(tmp_path: Path) -> None:
+    engine = load_engine("default-40x", EngineOptions(device="cpu", workers=1))
+    rgb = np.tile(tifffile.imread(IMAGE), (2, 2, 1))
+    height, width, _ = rgb.shape
+    slide = tmp_path / "slide.tif"
+    tifffile.imwrite(slide, rgb, photometric="rgb")
+    project = create_from_slides(tmp_path / "project", [slide], mpp=0.25)
+    (image,) = open_project(project.path).images
+    annotate(image, shapely.box(0, 0, width, height))
+    options = RunOptions(Selection(everything=True), model="default-40x", device="cpu", workers=1)
+    run(project, options)
+    written = list(image.read().detections.geometries)
+    alone = list(segment(engine, rgb, 0.25).polygons())
+    margin = 8 * engine.spec.stride
+    on_white = np.pad(rgb, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
+    framed = [
+        affinity.translate(polygon, -margin, -margin)
+        for polygon in segment(engine, on_white, 0.25).polygons()
+    ]
+
+    def inside(found: Sequence[shapely.Polygon], border: int) -> list[shapely.Polygon]:
+        inner = shapely.box(border, border, width - border, height - border)
+        return [polygon for polygon in found if inner.contains(polygon)]
+
+    # A run cuts nuclei at the border.
+    assert are_same(inside(written, 1), inside(framed, 1))
+    assert not are_same(inside(written, 1), inside(alone, 1))
+    reach = engine.spec.context_px + engine.spec.interaction_px
+    assert len(inside(written, reach)) > 10
+    assert are_same(inside(written, reach), inside(alone, reach))
+
+
+def are_same(some: Sequence[shapely.Polygon], others: Sequence[shapely.Polygon]) -> bool:
+    """Tell whether two lists have the same outlines, in any order, to 1e-3 px."""
+    (of_some, of_others) = (shapely.get_coordinates(shapely.centroid(p)) for p in (some, others))
+    nearest = np.linalg.norm(of_some[:, None] - of_others, axis=2).argmin(axis=1)
+    return sorted(nearest) == list(range(len(others))) and all(
+        polygon.normalize().equals_exact(others[other].normalize(), 1e-3)
+        for polygon, other in zip(some, nearest, strict=True)
+    )
 
 
 def test_segment_of_nothing_is_empty() -> None:
