@@ -48,7 +48,7 @@ _MICROMETRES = {
 }
 #: How OME-XML begins, also if it is cut off: Bio-Formats begins it with a comment that names it.
 _OME_XML = re.compile(
-    r"\s*(<\?xml[^>]*>\s*)?(<!--[^>]*\bOME-XML\b|(<!--.*?-->\s*)*<(\w+:)?OME\b)", re.S
+    r"\s*(<\?xml[^>]*>\s*)?(<!--[^>]*\bOME-XML\b|(<!--((?!-->).)*-->\s*)*<(\w+:)?OME\b)", re.S
 )
 #: µm per ResolutionUnit: inch, cm, and tifffile's mm and µm.
 _RESOLUTION_UNITS = {2: 25_400.0, 3: 1e4, 4: 1e3, 5: 1.0}
