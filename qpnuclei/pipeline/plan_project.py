@@ -89,7 +89,6 @@ def plan_project(
         conduct.check_stop()
     plan = RunPlan(
         project=str(project.path.absolute()),
-        backend=project.backend,
         request=request_of(options),
         arguments=options.to_json(),
         engines={absolute_model(model): asdict(spec) for model, spec in specs.items()},
@@ -203,7 +202,6 @@ def _planned_image(
         notes=plan.notes,
         data=plan.fingerprint,
         inputs=inputs,
-        tiles=len(plan.tiles),
         units=(),
     )
     image = rechecked(made)  # the types of a plan that is read again

@@ -142,10 +142,11 @@ def test_a_run_of_an_annotation_in_the_results_leaves_the_slides_finished(
 
 
 def spoil(plan: Path, how: str) -> None:
-    """Make a plan one of another version, or no JSON."""
+    """Make a plan one of another version or format, or no JSON."""
     content = json.loads(plan.read_text(encoding="utf-8"))
-    text = json.dumps({**content, "qpnuclei": "0.0.1"})
-    plan.write_text(text if how == "another version" else text[:99], encoding="utf-8")
+    changed = {"another version": {"qpnuclei": "0.0.1"}, "an older format": {"format": 1}}
+    text = json.dumps({**content, **changed.get(how, {})})
+    plan.write_text(text[:99] if how == "damaged" else text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("how", ["another version", "damaged"])
@@ -169,7 +170,7 @@ def test_slides_are_added_although_the_earlier_plan_cannot_be_read(
     assert "planned anew" not in caplog.text
 
 
-@pytest.mark.parametrize("how", ["another version", "damaged"])
+@pytest.mark.parametrize("how", ["another version", "an older format", "damaged"])
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_plan_that_cannot_be_read_is_replaced_by_the_same_command(
     slides: Path,

@@ -36,7 +36,7 @@ from qpnuclei.system.files import check_folder, read_regular
 from qpnuclei.tiling.plan import TilePlan
 
 #: Version of ``plan.json`` and the shards: no other is read.
-FORMAT = 1
+FORMAT = 2
 
 
 class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -79,7 +79,6 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     notes: tuple[str, ...]
     data: str
     inputs: str
-    tiles: int
     units: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -185,7 +184,6 @@ class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     format: int = FORMAT
     qpnuclei: str = __version__
     project: str
-    backend: str
     request: str
     arguments: dict[str, Any]
     engines: dict[str, dict[str, Any]]

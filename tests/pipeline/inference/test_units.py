@@ -133,7 +133,7 @@ def test_units_on_their_own_see_few_pixels_more_than_one_sweep() -> None:
     assert 1 < apart / together < 1.06
 
 
-def image_of(tiles: TilePlan, **changes: object) -> PlannedImage:
+def image_of(**changes: object) -> PlannedImage:
     image = PlannedImage(
         entry="1",
         name="a.tif",
@@ -150,14 +150,13 @@ def image_of(tiles: TilePlan, **changes: object) -> PlannedImage:
         notes=(),
         data="1-2-digest",
         inputs="",
-        tiles=len(tiles),
         units=(),
     )
     return structs.replace(image, **changes)
 
 
 def keys(tiles: TilePlan, options: RunOptions = OPTIONS, spec=SPEC, **changes) -> list[str]:
-    return [unit.key for unit in divide(tiles, image_of(tiles, **changes), spec, options).units]
+    return [unit.key for unit in divide(tiles, image_of(**changes), spec, options).units]
 
 
 def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch) -> None:
@@ -173,7 +172,7 @@ def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch
         {"selection": Selection(tissue=True), "geojson_dir": Path("g")},
     ):
         assert keys(tiles, replace(OPTIONS, **other)) == same
-    slide = image_of(tiles).slide
+    slide = image_of().slide
     assert keys(tiles, slide=structs.replace(slide, path="/elsewhere/a.tif")) == same
     # What changes all of them.
     for every in (
@@ -201,7 +200,7 @@ def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch
         tile.index for tile in tiles if tile.row <= 2 and tile.column >= 3
     } - gone  # fmt: skip
     # What is too small is left out when units are put together.
-    image = image_of(tiles)
+    image = image_of()
     wholes = {
         divide(tiles, image, SPEC, replace(OPTIONS, min_area_um2=area)).key for area in (0.0, 5.0)
     }
