@@ -20,6 +20,9 @@ from qpnuclei.system.distributed import mean_over_ranks
 
 Padding = Literal["reflect", "zeros"]
 
+#: Weight of a new batch in the running tau.
+_TAU_MOMENTUM = 0.1
+
 
 class ResidualBlock(nn.Module):
     """Two dilated 3x3 convolutions (no bias, BatchNorm) and a shortcut around them."""
@@ -169,21 +172,16 @@ class AttentionActivation(nn.Module):
         The r of the sigmoid (20 in the paper).
     sparse : bool
         False is the ablation M_-sparse: the plain sigmoid, ``tau == 0`` and ``gain == 1``.
-    momentum : float
-        Weight of the new batch in the running tau.
     """
 
     tau: Tensor
     batches_seen: Tensor
 
-    def __init__(
-        self, eta: float = 0.07, gain: float = 20.0, sparse: bool = True, momentum: float = 0.1
-    ) -> None:
+    def __init__(self, eta: float = 0.07, gain: float = 20.0, sparse: bool = True) -> None:
         super().__init__()
         self.eta = eta
         self.gain = gain if sparse else 1.0
         self.sparse = sparse
-        self.momentum = momentum
         self.register_buffer("tau", torch.zeros(()))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
 
@@ -193,7 +191,7 @@ class AttentionActivation(nn.Module):
             return compressed_sigmoid(a, self.tau, self.gain)
         tau = batch_tau(a, self.eta)
         # torch.where avoids a synchronisation with the GPU to read batches_seen.
-        followed = (1 - self.momentum) * self.tau + self.momentum * tau
+        followed = (1 - _TAU_MOMENTUM) * self.tau + _TAU_MOMENTUM * tau
         self.tau.copy_(torch.where(self.batches_seen == 0, tau, followed))
         self.batches_seen.add_(1)
         return compressed_sigmoid(a, tau, self.gain)

@@ -58,7 +58,6 @@ class ImageServer:
     height: int | None = None
     size_z: int = 1
     size_t: int = 1
-    is_rgb: bool = True
 
 
 @dataclass(frozen=True)

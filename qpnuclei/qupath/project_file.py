@@ -251,7 +251,6 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
         height=_whole(metadata.get("height")),
         size_z=_whole(metadata.get("sizeZ")) or 1,
         size_t=_whole(metadata.get("sizeT")) or 1,
-        is_rgb=bool(metadata.get("isRGB", True)),
     )
 
 

@@ -30,9 +30,7 @@ class RunOfImage:
     mpp_source: str
     working_mpp: tuple[float, float] | None
     tiles: int | None
-    joined: int | None
     region_ids: tuple[str | None, ...]
-    notes: tuple[str, ...]
     marker: str
 
 
@@ -99,9 +97,7 @@ class Run:
                 mpp_source=str(image.get("mpp_source") or ""),
                 working_mpp=_pair(image.get("working_mpp")),
                 tiles=_number(image.get("tiles")),
-                joined=_number(image.get("joined")),
                 region_ids=tuple(r.get("id") for r in _mappings(image.get("regions"))),
-                notes=tuple(map(str, _sequence(image.get("notes")))),
                 marker=str(image.get("marker") or ""),
             )
             for image in reversed(_mappings(self.content.get("images")))

@@ -33,28 +33,24 @@ _CLOSING_PX, _OPENING_PX = 2, 1
 _HSV_MIN_SATURATION = 0.07
 _HSV_MIN_VALUE = 0.15
 
+#: Smaller pieces are dropped; of a small image, only those below a twentieth of it.
+_MIN_PIECE_UM2, _SMALL_IMAGE_PARTS = 10_000.0, 20
+#: Smaller holes are filled.
+_MIN_HOLE_UM2 = 10_000.0
 
-def find_tissue(
-    slide: Slide,
-    mpp: tuple[float, float],
-    *,
-    min_area_um2: float = 10_000.0,
-    min_hole_um2: float = 10_000.0,
-) -> shapely.MultiPolygon:
+
+def find_tissue(slide: Slide, mpp: tuple[float, float]) -> shapely.MultiPolygon:
     """Outline the stained tissue of a slide, without glass and pen.
 
-    The whole slide is reduced to about 8 µm/px, so that one threshold applies everywhere.
+    The whole slide is reduced to about 8 µm/px, so that one threshold applies everywhere. Pieces
+    below 10,000 µm² are dropped (of a small image, those below a twentieth of it), and holes below
+    10,000 µm² are filled.
 
     Parameters
     ----------
     slide : Slide
     mpp : (float, float)
         Level-0 µm/px in x and y.
-    min_area_um2 : float
-        Smaller pieces are dropped, in µm². On a small image, only pieces below a twentieth of the
-        image are dropped.
-    min_hole_um2 : float
-        Smaller holes are filled, in µm².
 
     Returns
     -------
@@ -66,9 +62,8 @@ def find_tissue(
     downsample = slide.width / width, slide.height / height
     mask = tissue_mask(slide.read(0, 0, width, height, downsample))
     pixel_um2 = downsample[0] * mpp[0] * downsample[1] * mpp[1]
-    outline = outline_mask(
-        mask, min(min_area_um2 / pixel_um2, mask.size / 20), min_hole_um2 / pixel_um2
-    )
+    min_piece_px = min(_MIN_PIECE_UM2 / pixel_um2, mask.size / _SMALL_IMAGE_PARTS)
+    outline = outline_mask(mask, min_piece_px, _MIN_HOLE_UM2 / pixel_um2)
     scaled = shapely.transform(outline, lambda xy: xy * downsample)
     return polygons_of(shapely.intersection(scaled, shapely.box(0, 0, slide.width, slide.height)))
 

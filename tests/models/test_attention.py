@@ -122,7 +122,7 @@ def test_compressed_sigmoid() -> None:
 
 
 def test_running_tau_starts_with_the_first_batch_and_follows_slowly() -> None:
-    activation = AttentionActivation(eta=0.0, momentum=0.1)  # eta 0: tau is the maximum
+    activation = AttentionActivation(eta=0.0)  # eta 0: tau is the maximum
 
     def batch(value: float) -> Tensor:
         return torch.full((1, 1, 2, 2), value)

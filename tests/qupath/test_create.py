@@ -38,9 +38,9 @@ def test_new_project_is_what_qupath_would_make(tmp_path):
     assert first.calibration == PixelCalibration(0.25, 0.26)
     assert first.image_type == "BRIGHTFIELD_H_E"
     assert first.stains == DEFAULT_HE
-    assert first.server.is_rgb
-    levels = content["images"][0]["serverBuilder"]["metadata"]["levels"]
-    assert levels[1] == {"downsample": 4.0, "width": 10_000, "height": 3500}
+    metadata = content["images"][0]["serverBuilder"]["metadata"]
+    assert metadata["isRGB"] is True
+    assert metadata["levels"][1] == {"downsample": 4.0, "width": 10_000, "height": 3500}
     assert project.classes[0].name == "Tumor"
     assert project.classes[0].color == -3670016  # QuPath's own, from the samples
     with Image.open(first.folder / "thumbnail.jpg") as thumbnail:

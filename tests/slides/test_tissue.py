@@ -25,10 +25,10 @@ def painted(*patches, size=(160, 120)):
     return np.clip(rgb, 0, 255).astype(np.uint8)
 
 
-def outline(rgb, tmp_path, mpp=8.0, **options):
+def outline(rgb, tmp_path, mpp=8.0):
     Image.fromarray(rgb).save(tmp_path / "x.png")
     with open_slide(tmp_path / "x.png") as slide:
-        return find_tissue(slide, (mpp, mpp), **options)
+        return find_tissue(slide, (mpp, mpp))
 
 
 def test_blank_glass_has_no_tissue(tmp_path):
@@ -78,7 +78,7 @@ def test_specks_are_dropped_and_small_holes_filled(tmp_path):
         ((40, 40, 52, 52), GLASS),  # 96 µm: 9216 µm²
         ((70, 40, 100, 70), GLASS),  # 240 µm
     )
-    found = outline(rgb, tmp_path, min_area_um2=10_000, min_hole_um2=10_000)
+    found = outline(rgb, tmp_path)
     (piece,) = found.geoms
     (hole,) = piece.interiors
     assert shapely.Polygon(hole).centroid.distance(shapely.Point(85, 55)) < 2

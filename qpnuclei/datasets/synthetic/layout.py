@@ -66,9 +66,9 @@ class Layout:
     ----------
     width, height : int
         Of the slide, in level-0 px.
-    tissue, tumour, nest, lymphoid, fat, pen : (height / 16, width / 16) float32 ndarray
-        Signed distances in level-0 px; `nest` is where tumour cells lie, `tumour` without the
-        septa between nests taken out.
+    tissue, nest, lymphoid, fat, pen : (height / 16, width / 16) float32 ndarray
+        Signed distances in level-0 px; `nest` is where tumour cells lie: the tumour without the
+        septa between nests.
     flow : (height / 16, width / 16) float32 ndarray
         A smooth potential: collagen runs along its contour lines.
     vessels : list of (N, 2) float64 ndarray
@@ -78,7 +78,6 @@ class Layout:
     width: int
     height: int
     tissue: Float
-    tumour: Float
     nest: Float
     lymphoid: Float
     fat: Float
@@ -129,7 +128,6 @@ def make_layout(size: tuple[int, int], rng: np.random.Generator) -> Layout:
         width,
         height,
         tissue=tissue,
-        tumour=tumour,
         nest=nest,
         lymphoid=lymphoid,
         fat=np.minimum(fat, tissue - 30),

@@ -35,8 +35,6 @@ class SyntheticSlide:
     path : Path
     width, height : int
         Level-0 px.
-    mpp : float
-        µm/px.
     nuclei : NucleiTable
         Outlines of all N nuclei; where nuclei overlap, so do the polygons.
     kinds : (N,) str ndarray
@@ -46,7 +44,6 @@ class SyntheticSlide:
     path: Path
     width: int
     height: int
-    mpp: float
     nuclei: NucleiTable
     kinds: npt.NDArray[np.str_]
 
@@ -106,7 +103,6 @@ def make_slide(
         path,
         size[0],
         size[1],
-        SYNTHETIC_MPP,
         NucleiTable.from_polygons(nuclei.polygons()),
         np.array([cell.name for cell in CELL_TYPES])[nuclei.types],
     )

@@ -47,7 +47,6 @@ DEFAULT_LIST = MEASUREMENTS + "DefaultMeasurementList"
 ROI = "qupath.lib.roi."
 POLYGON = ROI + "PolygonROI$SerializationProxy"
 POLYLINE = ROI + "PolylineROI$SerializationProxy"
-LINE = ROI + "LineROI$SerializationProxy"
 POINTS = ROI + "PointsROI$SerializationProxy"
 GEOMETRY = ROI + "GeometryROI$WKBSerializationProxy"
 
