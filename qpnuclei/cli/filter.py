@@ -71,7 +71,7 @@ def filter_nuclei(
     from qpnuclei.cli.console import add_failure, print_json, stdout
     from qpnuclei.cli.tables import sensitivity_table
     from qpnuclei.errors import UsageError, standing_alone
-    from qpnuclei.qupath.geojson.exporting import check_classes
+    from qpnuclei.qupath.annotation_classes import check_classes
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import find_project_file

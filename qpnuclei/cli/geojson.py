@@ -68,7 +68,8 @@ def export_geojson(
     """
     from qpnuclei.cli.console import add_failure, print_json, print_some, stdout
     from qpnuclei.errors import standing_alone
-    from qpnuclei.qupath.geojson.exporting import check_classes, export_image
+    from qpnuclei.qupath.annotation_classes import check_classes
+    from qpnuclei.qupath.geojson.exporting import export_image
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.project import open_project
 

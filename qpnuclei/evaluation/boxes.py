@@ -9,7 +9,7 @@ does. Without such a drawn nucleus, it counts if its centroid is in the box.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from qpnuclei.evaluation.matching import overlaps_of_outlines
 from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.annotation_classes import no_annotation_of
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.images import open_image, stains_of
@@ -238,11 +239,9 @@ def read_boxes(
             boxes.append(made)
             ours, corrected = ours + of_ours, corrected + of_corrected
     if not boxes:
-        raise UsageError(
-            f"no annotation of class {' or '.join(map(repr, roi))} with an area in "
-            f"{place_searched(project, entries)}",
-            f"classes there: {_classes(entries) or 'none'}",
-        )
+        present = {a.class_name for entry in entries for a in entry.read().annotations}
+        where = place_searched(project, entries)
+        raise no_annotation_of(roi, present, where, kind=" with an area")
     total = sum(int(np.count_nonzero(box.counts)) for box in boxes)
     if ours == total and not truth_classes:
         raise UsageError(
@@ -415,8 +414,3 @@ def _corrected(outlines: Geometries, ours: npt.NDArray[np.bool_]) -> npt.NDArray
     corrected = np.zeros(len(ours), bool)
     corrected[own] = are_among(outlines[own], outlines[other])
     return corrected
-
-
-def _classes(entries: Iterable[ImageEntry]) -> str:
-    found = {a.class_name for entry in entries for a in entry.read().annotations}
-    return ", ".join(sorted(filter(None, found)))

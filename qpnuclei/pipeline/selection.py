@@ -18,6 +18,7 @@ from qpnuclei.errors import QpnucleiError, UsageError, number_of, quoted, standi
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.analysed_area import NO_AREA
+from qpnuclei.qupath.annotation_classes import no_annotation_of
 from qpnuclei.qupath.areas import Parts, polygonal, union, valid_areas
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Class of the annotation that a run with --tissue adds.
 TISSUE_CLASS = "Tissue"
-
-_NO_CLASS = "no annotation has a class"
 
 _log = logging.getLogger(__name__)
 
@@ -224,12 +223,10 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
     for wanted in selection.classes:
         alone = Selection(classes=(wanted,), derived=selection.derived)
         if not any(alone.matches(a) for a in annotations):
-            present = sorted({a.class_name for a in annotations if a.class_name})
-            derived = [name for name in present if name.startswith(f"{wanted}: ")]
-            hint = f"classes there: {', '.join(present)}" if present else _NO_CLASS
-            if derived:
-                hint += f"; with --roi-derived, {wanted} also selects {', '.join(derived)}"
-            raise UsageError(f"no annotation of class {wanted!r} in {where}", hint)
+            present = {a.class_name for a in annotations}
+            derived = sorted(n for n in present if n and n.startswith(f"{wanted}: "))
+            more = f"; with --roi-derived, {wanted} also selects {', '.join(derived)}"
+            raise no_annotation_of([wanted], present, where, hint=more if derived else "")
     names = sorted({a.name for a in annotations if a.name})
     for wanted in selection.names:
         if wanted not in names:

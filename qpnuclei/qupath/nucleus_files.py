@@ -17,7 +17,7 @@ import shapely
 from qpnuclei.choices import NucleusFormat
 from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.exports.rows import CELL_GEOMETRY, FIELDS, GEOMETRY, NucleusRows, optional
-from qpnuclei.qupath.geojson.exporting import check_classes
+from qpnuclei.qupath.annotation_classes import check_classes
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project

@@ -8,7 +8,8 @@ from functools import partial
 from typing import get_args
 
 from qpnuclei.choices import Grouping
-from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, standing_alone
+from qpnuclei.qupath.annotation_classes import require_classes
 from qpnuclei.qupath.classes import ALL_DETECTIONS, H_SCORE, columns_of, shares_of
 from qpnuclei.qupath.counted_image import counted_image
 from qpnuclei.qupath.counts import Row, count_objects
@@ -76,12 +77,8 @@ def count_project(
     for entry in images:
         with standing_alone(f"image {entry.name}", partial(report, entry)):
             count(entry)
-    for name in roi_classes or ():
-        if name not in known and not left_out:  # an unreadable image may have the class
-            raise UsageError(
-                f"no annotation of class {name!r} in {place_searched(project, images)}",
-                f"classes there: {', '.join(sorted(known)) or 'none'}",
-            )
+    if roi_classes and not left_out:  # an unreadable image may have the class
+        require_classes(roi_classes, known, place_searched(project, images))
     warn_of_missing_classes(nucleus_classes, {name for names, _ in counted for name in names})
     return _with_all_classes(counted)
 

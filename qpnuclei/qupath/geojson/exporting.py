@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
+from qpnuclei.errors import number_of
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import (
@@ -21,7 +21,7 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import file_stem, place_searched
+from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.regions import Region, rows_inside
 
 
@@ -42,32 +42,6 @@ class Exported:
     detections: int
     left_out: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
-
-
-def check_classes(project: Project, entries: Sequence[ImageEntry], classes: Sequence[str]) -> None:
-    """Check that each class is the class of some annotation of the images.
-
-    If an image cannot be read, nothing is checked, because it may have any class.
-
-    Raises
-    ------
-    UsageError
-        If a class has no annotation; the error lists the classes that have.
-    """
-    if not classes:
-        return
-    present: set[str | None] = set()
-    unreadable: list[QpnucleiError] = []
-    for entry in entries:
-        with standing_alone(f"image {entry.name}", unreadable.append):
-            present.update(a.class_name for a in entry.read().annotations)
-    for name in classes:
-        if name not in present and not unreadable:
-            known = ", ".join(sorted(filter(None, present)))
-            raise UsageError(
-                f"no annotation of class {name!r} in {place_searched(project, entries)}",
-                f"classes there: {known}" if known else "no annotation has a class",
-            )
 
 
 def export_image(
