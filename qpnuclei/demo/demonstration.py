@@ -23,7 +23,7 @@ from qpnuclei.pipeline.inference.units import Progress
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
 from qpnuclei.pipeline.run import analyse_project
-from qpnuclei.pipeline.selection import Selection
+from qpnuclei.pipeline.selection import TISSUE_CLASS, TISSUE_COLOR, Selection
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.areas import union
 from qpnuclei.qupath.count_table import write_counts
@@ -33,6 +33,7 @@ from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import count_project
+from qpnuclei.qupath.project_file import DEFAULT_COLORS
 from qpnuclei.report.views import busiest
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
@@ -43,8 +44,7 @@ from qpnuclei.system.interrupts import interrupt_postponed
 _log = logging.getLogger(__name__)
 
 SYNTHETIC_SLIDE = "synthetic-he.tif"
-#: Packed ARGB, as QuPath's own classes have them.
-_COLOURS = {"Tumor": -3670016, "Stroma": -6895466, "Tissue": -3355444}
+_COLORS = {**DEFAULT_COLORS, TISSUE_CLASS: TISSUE_COLOR}
 _CLOSE_UP_PX = 400
 
 Floats = npt.NDArray[np.float64]
@@ -118,7 +118,7 @@ def demonstrate(
         ]
     else:
         say(f"looking for tissue in {slide}")
-        annotations = [_annotation("Tissue 1", "Tissue", _tissue(slide, mpp))]
+        annotations = [_annotation("Tissue 1", TISSUE_CLASS, _tissue(slide, mpp))]
         make_writable_folder(directory)
     with interrupt_postponed():
         project = _project(directory / "project", slide, mpp, annotations)
@@ -162,7 +162,7 @@ def demonstrate(
 
 
 def _annotation(name: str, class_name: str | None, geometry: shapely.Geometry) -> NewAnnotation:
-    path_class = None if class_name is None else PathClass(class_name, _COLOURS[class_name])
+    path_class = None if class_name is None else PathClass(class_name, _COLORS[class_name])
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"qpnuclei demo {name}")
     return NewAnnotation(geometry, identity, name, path_class)
 

@@ -13,20 +13,20 @@ import numpy.typing as npt
 
 from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.model import ImageEntry, PathClass, Project
+from qpnuclei.qupath.model import ImageEntry, PathClass, Project, packed_rgb
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of
 from qpnuclei.slides.remix import DAB, has_dab
 
 #: The largest threshold, in optical density: darker pixels are black.
 _DARKEST = 5.0
 
-#: QuPath's colours of these classes unless it shades the base class's colour: packed ARGB.
+#: QuPath's colours of these classes unless it shades the base class's colour.
 _COLORS = {
-    "Negative": -10855756,
-    "Positive": -3657166,
-    "1+": -10496,
-    "2+": -1993166,
-    "3+": -3657166,
+    "Negative": packed_rgb(90, 90, 180),
+    "Positive": packed_rgb(200, 50, 50),
+    "1+": packed_rgb(255, 215, 0),
+    "2+": packed_rgb(225, 150, 50),
+    "3+": packed_rgb(200, 50, 50),
 }
 _NAMES = {0: (), 1: ("Negative", "Positive"), 3: ("Negative", "1+", "2+", "3+")}
 

@@ -21,7 +21,7 @@ from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.annotation_classes import no_annotation_of
 from qpnuclei.qupath.areas import Parts, polygonal, union, valid_areas
 from qpnuclei.qupath.image_names import match_images
-from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
+from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project, packed_rgb
 from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.system.arguments import listed
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Class of the annotation that a run with --tissue adds.
 TISSUE_CLASS = "Tissue"
+#: Light grey: tissue is not a finding.
+TISSUE_COLOR = packed_rgb(204, 204, 204)
 
 _log = logging.getLogger(__name__)
 

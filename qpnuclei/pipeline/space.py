@@ -21,6 +21,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import JOINED
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.model import Project
+from qpnuclei.qupath.project_file import data_file
 
 #: Expected nuclei per mm² (in H&E slides: 2,000 to 10,000) and measured bytes per nucleus.
 NUCLEI_PER_MM2 = 5_000
@@ -62,7 +63,7 @@ def need_of_results(
     """
     todo = list(images)
     folder = project.path.parent
-    data = [_size(folder / "data" / image.entry / "data.qpdata") for image in todo]
+    data = [_size(data_file(folder, image.entry)) for image in todo]
     nuclei = NUCLEI_PER_MM2 * sum(map(_area_mm2, todo))
     outlines = 1 if options.cell_expansion_um == 0 else 2
     needs = [Need(folder, outlines * PROJECT_BYTES * nuclei + sum(data) + max(data, default=0))]

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 _SWITCHES = frozenset({"--no-crop", "--icc-profile"})
 _SERIES = ("--series", "-s")
 
-_OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
-_BIOFORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
+#: Class names of QuPath's server builders.
+OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
+BIO_FORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
 _IMAGEJ = "qupath.imagej.images.servers.ImageJServerBuilder"
 
 
@@ -39,7 +40,7 @@ def open_image(entry: ImageEntry) -> Slide:
             f"{where} is a transformed view of its file ({kinds}), which is not supported",
             "export it from QuPath as a new image, or analyse the original",
         )
-    if server.provider not in (_OPENSLIDE, _BIOFORMATS, _IMAGEJ):
+    if server.provider not in (OPENSLIDE, BIO_FORMATS, _IMAGEJ):
         raise SlideError(
             f"{where} comes from the server {server.provider or 'unknown'!r}, "
             "which is not supported",
@@ -63,7 +64,7 @@ def open_image(entry: ImageEntry) -> Slide:
         )
     slide = open_slide(
         entry.path,
-        crop_to_bounds=server.provider == _OPENSLIDE and "--no-crop" not in server.args,
+        crop_to_bounds=server.provider == OPENSLIDE and "--no-crop" not in server.args,
         series=_series(where, server.args),
         apply_icc="--icc-profile" in server.args,
     )

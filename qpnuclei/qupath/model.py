@@ -60,6 +60,17 @@ class ImageServer:
     size_t: int = 1
 
 
+def packed_rgb(red: int, green: int, blue: int) -> int:
+    """Return an opaque colour as QuPath stores it: packed ARGB (int32).
+
+    Examples
+    --------
+    >>> packed_rgb(255, 255, 255), packed_rgb(0, 0, 0)
+    (-1, -16777216)
+    """
+    return (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)
+
+
 @dataclass(frozen=True)
 class PathClass:
     """A QuPath class, for example ``"Tumor: Positive"``; `color` is packed ARGB (int32)."""

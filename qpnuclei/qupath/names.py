@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import ImageEntry, PathClass, Project
+from qpnuclei.qupath.model import ImageEntry, PathClass, Project, packed_rgb
 
-#: Colour of a class that is new to the project: packed ARGB, green.
-NEW_CLASS_COLOR = -16732080
+#: Colour of a class that is new to the project: green.
+NEW_CLASS_COLOR = packed_rgb(0, 176, 80)
 #: File systems allow names of 255 bytes; this leaves room for suffixes.
 _MAX_BYTES = 120
 

@@ -122,12 +122,12 @@ class NativeImage:
     @property
     def folder(self) -> Path:
         """The project's data folder of this image."""
-        return self._project.path.parent / "data" / self.id
+        return self.data_path.parent
 
     @property
     def data_path(self) -> Path:
         """The image's ``data.qpdata``; absent until the image is first saved."""
-        return self.folder / "data.qpdata"
+        return project_file.data_file(self._project.path.parent, self.id)
 
     @property
     def path(self) -> Path | None:

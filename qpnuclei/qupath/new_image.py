@@ -17,6 +17,8 @@ from PIL import Image
 
 from qpnuclei.errors import MppError, QpnucleiError, SlideError, standing_alone
 from qpnuclei.qupath import project_file
+from qpnuclei.qupath.images import BIO_FORMATS, OPENSLIDE
+from qpnuclei.qupath.model import packed_rgb
 from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.new_data_file import new_data_file
@@ -34,14 +36,12 @@ QUPATH_VERSION = "0.5.1"
 #: Largest size of QuPath's thumbnails, width and height in px.
 THUMBNAIL_SIZE = (1000, 600)
 
-_OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
-_BIO_FORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
 #: Formats that QuPath opens with OpenSlide; it uses Bio-Formats for all others.
 _OPENSLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"}
 )
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
-_RGB_CHANNELS = (("Red", 255, 0, 0), ("Green", 0, 255, 0), ("Blue", 0, 0, 255))
+_RGB_CHANNELS = (("Red", (255, 0, 0)), ("Green", (0, 255, 0)), ("Blue", (0, 0, 255)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +214,8 @@ def stage_image(
         qupath_version=qupath_version,
         entry_property=f"{project_path}::{number}",
     )
-    entry = folder / "data" / str(number)
-    staged, _ = transaction.stage(entry / "data.qpdata", data_file.write)
+    path = project_file.data_file(folder, str(number))
+    staged, _ = transaction.stage(path, data_file.write)
     size = {"width": image.width, "height": image.height, "sizeC": 3, "sizeZ": 1, "sizeT": 1}
     summary = {
         "timestamp": staged.stat().st_mtime_ns // 1_000_000,
@@ -229,7 +229,7 @@ def stage_image(
         ("server.json", project_file.to_json(server, pretty=False)),
         ("thumbnail.jpg", _jpeg(image.thumbnail)),
     ):
-        stage_bytes(transaction, entry / file_name, content)
+        stage_bytes(transaction, path.with_name(file_name), content)
 
 
 def entry_json(number: int, image: NewImage) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def server_builder(image: NewImage) -> dict[str, Any]:
     )
     return {
         "builderType": "uri",
-        "providerClassName": _OPENSLIDE if openslide else _BIO_FORMATS,
+        "providerClassName": OPENSLIDE if openslide else BIO_FORMATS,
         "uri": file_uri(image.path),
         "args": [] if openslide else ["--series", "0"],
         "metadata": _metadata(image),
@@ -282,10 +282,7 @@ def _metadata(image: NewImage) -> dict[str, Any]:
             }
             for downsample in image.downsamples
         ],
-        "channels": [
-            {"name": name, "color": (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32)}
-            for name, red, green, blue in _RGB_CHANNELS
-        ],
+        "channels": [{"name": name, "color": packed_rgb(*rgb)} for name, rgb in _RGB_CHANNELS],
         "pixelCalibration": {
             "pixelWidth": _size(calibration.width_um),
             "pixelHeight": _size(calibration.height_um),

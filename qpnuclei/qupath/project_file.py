@@ -10,7 +10,7 @@ from typing import Any
 
 from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
-from qpnuclei.qupath.model import ImageServer, PathClass
+from qpnuclei.qupath.model import ImageServer, PathClass, packed_rgb
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import read_regular
@@ -21,21 +21,20 @@ Json = dict[str, Any]
 #: Folder beside a project file in which qpnuclei keeps its runs and reports.
 OWN_FOLDER = "qpnuclei"
 
-#: QuPath's default classes, for projects without a class list: name and colour.
-DEFAULT_CLASSES = tuple(
-    PathClass(name, (0xFF << 24 | red << 16 | green << 8 | blue) - (1 << 32))
-    for name, (red, green, blue) in {
-        "Tumor": (200, 0, 0),
-        "Stroma": (150, 200, 150),
-        "Immune cells": (160, 90, 160),
-        "Necrosis": (50, 50, 50),
-        "Other": (255, 200, 0),
-        "Region*": (0, 0, 180),
-        IGNORE_CLASS: (180, 180, 180),
-        "Positive": (250, 62, 62),
-        "Negative": (112, 112, 225),
-    }.items()
-)
+#: Colours of QuPath's default classes.
+DEFAULT_COLORS = {
+    "Tumor": packed_rgb(200, 0, 0),
+    "Stroma": packed_rgb(150, 200, 150),
+    "Immune cells": packed_rgb(160, 90, 160),
+    "Necrosis": packed_rgb(50, 50, 50),
+    "Other": packed_rgb(255, 200, 0),
+    "Region*": packed_rgb(0, 0, 180),
+    IGNORE_CLASS: packed_rgb(180, 180, 180),
+    "Positive": packed_rgb(250, 62, 62),
+    "Negative": packed_rgb(112, 112, 225),
+}
+#: QuPath's default classes, for projects without a class list.
+DEFAULT_CLASSES = tuple(PathClass(name, color) for name, color in DEFAULT_COLORS.items())
 
 
 class ProjectFolder:
@@ -52,6 +51,11 @@ class ProjectFolder:
     def classes_path(self) -> Path:
         """The file of the class list."""
         return self.path.parent / "classifiers" / "classes.json"
+
+
+def data_file(project_folder: Path, entry_id: str) -> Path:
+    """Return the file with the objects of an image: ``data/<entry ID>/data.qpdata``."""
+    return project_folder / "data" / entry_id / "data.qpdata"
 
 
 def read_json(path: Path, what: str) -> Json:

@@ -17,7 +17,7 @@ from qpnuclei.pipeline.commit.replan import plan_again
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
-from qpnuclei.pipeline.selection import TISSUE_CLASS
+from qpnuclei.pipeline.selection import TISSUE_CLASS, TISSUE_COLOR
 from qpnuclei.qupath.analysed import UsedMpp
 from qpnuclei.qupath.backups import list_backups
 from qpnuclei.qupath.geojson.writing import write_groups
@@ -32,12 +32,10 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.names import class_of, file_stem
 from qpnuclei.qupath.pixel_size import project_mpp
+from qpnuclei.qupath.project_file import data_file
 from qpnuclei.system.files import folders_of_last_resort, make_folder_below
 
 _log = logging.getLogger(__name__)
-
-#: Packed ARGB, light grey: tissue is not a finding.
-_TISSUE_COLOR = -3355444
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +164,7 @@ def _tissue(project: Project, found: Annotation) -> NewAnnotation:
     """Return the annotation that a run with --tissue adds."""
     if found.id is None:
         raise ValueError("an annotation of ours has a UUID")
-    path_class = class_of(project, TISSUE_CLASS, _TISSUE_COLOR)
+    path_class = class_of(project, TISSUE_CLASS, TISSUE_COLOR)
     return NewAnnotation(found.geometry, found.id, None, path_class, locked=True)
 
 
@@ -182,7 +180,7 @@ def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) 
         return None
     verb = "was" if replaced == 1 else "were"
     message = f"{number_of(replaced, 'nucleus')} of earlier runs {verb} replaced by {written}"
-    backups = list_backups(project.path.parent / "data" / entry.id / "data.qpdata")
+    backups = list_backups(data_file(project.path.parent, entry.id))
     if not backups:
         return message
     restore = f"qpnuclei project restore {shlex.quote(str(project.path))} {image_option(entry)}"

@@ -26,13 +26,11 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.names import class_of
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
+from qpnuclei.qupath.project_file import DEFAULT_COLORS
 from qpnuclei.slides.artefacts import find_artefacts
 from qpnuclei.slides.slide import Slide
 
 _log = logging.getLogger(__name__)
-
-#: Packed ARGB: QuPath's own colour of that class.
-_IGNORE_COLOR = -4934476
 
 #: Names of the annotations.
 _NAMES = {"pen": "Pen", "fold": "Fold", "blur": "Out of focus"}
@@ -160,7 +158,7 @@ def mark_artefacts(
     with open_image(entry) as slide:
         marks = find_marks(entry, objects, slide, asked)
     if write and (marks.new or marks.outdated):
-        path_class = class_of(project, IGNORE_CLASS, _IGNORE_COLOR)
+        path_class = class_of(project, IGNORE_CLASS, DEFAULT_COLORS[IGNORE_CLASS])
         new = [NewAnnotation(outline, own, name, path_class) for own, name, outline in marks.new]
         step = ("qpnuclei qc", f"// qpnuclei {__version__}: pen, folds and blur marked")
         edit = Edit(remove=marks.outdated, annotations=new, workflow_step=step)
