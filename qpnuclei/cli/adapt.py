@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,7 @@ from qpnuclei.cli.options import (
     ResumeTraining,
     Seed,
 )
-from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, training_bar
+from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, leave_stopped, training_bar
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -129,10 +128,10 @@ def adapt(
         images=image or (),
     )
 
-    from qpnuclei.cli.console import print_json, print_status, print_warning, this_command
+    from qpnuclei.cli.console import print_json, print_status, print_warning
     from qpnuclei.evaluation.boxes import read_corrected
     from qpnuclei.models.device import resolve_device
-    from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
+    from qpnuclei.system.interrupts import asking_to_stop
     from qpnuclei.system.memory import keep_freed_memory
     from qpnuclei.training.adaptation import adapt as adapt_model
     from qpnuclei.training.adaptation import network_to_adapt
@@ -171,8 +170,7 @@ def adapt(
     elif not result.training.stopped:
         _print(result, output)
     if result.training.stopped:
-        print_warning(f"stopped and saved; to continue: {this_command('--resume')}")
-        sys.exit(EXIT_CODE)
+        leave_stopped()
 
 
 def _print(result: Adaptation, folder: Path) -> None:

@@ -33,15 +33,15 @@ def demo(
     Without --slide, also report how many of the known nuclei were found.
     """
     from qpnuclei.cli.console import print_json, print_status, stdout, tile_progress
+    from qpnuclei.cli.running import INTERRUPTED
     from qpnuclei.cli.tables import print_account, summary_table
     from qpnuclei.demo.demonstration import demonstrate
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
 
-    interrupted = "interrupted: finished work is kept; run the same command again to continue"
     with (
         keep_freed_memory(),
-        leaving_on_interrupt(interrupted),
+        leaving_on_interrupt(INTERRUPTED),
         tile_progress(quiet) as progress,
     ):
         made = demonstrate(directory, slide, mpp, model, device, progress, print_status)

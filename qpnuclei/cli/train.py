@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -185,7 +185,7 @@ def train(
 
     found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
 
-    from qpnuclei.cli.console import print_json, print_status, print_warning, stdout, this_command
+    from qpnuclei.cli.console import print_json, print_status, stdout
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
@@ -236,8 +236,16 @@ def train(
         )
         stdout.print(f"{result.model} ({number}{score})")
     if result.stopped:
-        print_warning(f"stopped and saved; to continue: {this_command('--resume')}")
-        sys.exit(EXIT_CODE)
+        leave_stopped()
+
+
+def leave_stopped() -> NoReturn:
+    """Print how to continue a training that the user stopped, and exit."""
+    from qpnuclei.cli.console import print_warning, this_command
+    from qpnuclei.system.interrupts import EXIT_CODE
+
+    print_warning(f"stopped and saved; to continue: {this_command('--resume')}")
+    sys.exit(EXIT_CODE)
 
 
 class ConsoleCallbacks(TrainingCallbacks):

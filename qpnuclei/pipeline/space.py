@@ -22,6 +22,7 @@ from qpnuclei.pipeline.planning.layout import JOINED
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.project_file import data_file
+from qpnuclei.slides.calibration import area_mm2
 
 #: Expected nuclei per mm² (in H&E slides: 2,000 to 10,000) and measured bytes per nucleus.
 NUCLEI_PER_MM2 = 5_000
@@ -123,8 +124,7 @@ def _part_left(folder: RunFolder, image: PlannedImage) -> float:
 
 
 def _area_mm2(image: PlannedImage) -> float:
-    area = sum(shapely.area(region.geometry) for region in image.areas())
-    return float(area * image.mpp[0] * image.mpp[1] * 1e-6)
+    return area_mm2(sum(shapely.area(r.geometry) for r in image.areas()), image.mpp)
 
 
 def _existing(path: Path) -> Path:

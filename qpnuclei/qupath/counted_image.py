@@ -19,7 +19,7 @@ from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, rows_inside
-from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.calibration import PixelCalibration, area_mm2
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class CountedImage:
         width, height = self.calibration.width_um, self.calibration.height_um
         if area_px2 is None or not width or not height:
             return math.nan
-        return area_px2 * width * height * 1e-6
+        return area_mm2(area_px2, (width, height))
 
 
 def counted_image(

@@ -10,6 +10,7 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
 from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import area_px2
+from qpnuclei.slides.calibration import area_mm2
 
 
 def describe_project(project: Project) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _describe_objects(entry: ImageEntry) -> dict[str, Any]:
     annotations = {
         name: {
             "count": len(members),
-            "area_mm2": None if mpp is None else area_px2(members) * mpp[0] * mpp[1] * 1e-6,
+            "area_mm2": None if mpp is None else area_mm2(area_px2(members), mpp),
         }
         for name, members in by_class.items()
     }

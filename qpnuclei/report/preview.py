@@ -45,6 +45,7 @@ from qpnuclei.segmentation.engine import (
     engine_specs,
     load_engine,
 )
+from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics
 from qpnuclei.slides.remix import seen_by_network
@@ -102,7 +103,7 @@ class Field:
     @property
     def area_mm2(self) -> float:
         """Analysed area of the field."""
-        return float(self.analysed.area * self.mpp[0] * self.mpp[1] * 1e-6)
+        return area_mm2(self.analysed.area, self.mpp)
 
     @property
     def border(self) -> shapely.Geometry:

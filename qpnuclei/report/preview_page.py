@@ -16,8 +16,7 @@ from qpnuclei.report.pictures import Outline, Picture, embedded, outlines, scale
 from qpnuclei.report.preview import Choice, Field
 from qpnuclei.report.preview_fields import SHOWN_MPP
 from qpnuclei.report.rendering import render, write_page
-from qpnuclei.slides.pixels import RGB
-from qpnuclei.system.files import atomic_file
+from qpnuclei.slides.pixels import RGB, write_png
 
 #: Side of a field in the picture and gap between two fields, in px.
 _PANEL_PX, _GAP_PX = 384, 8
@@ -85,8 +84,7 @@ def write_preview(
         colours=[f"rgb({r},{g},{b})" for r, g, b in viridis(np.linspace(0, 1, 9)).tolist()],
     )
     write_page(path, page)
-    with atomic_file(path.with_suffix(".png")) as stream:
-        Image.fromarray(picture_of(fields, choices)).save(stream, "PNG")
+    write_png(path.with_suffix(".png"), picture_of(fields, choices))
 
 
 def picture_of(fields: Sequence[Field], choices: Sequence[Choice]) -> RGB:

@@ -18,3 +18,14 @@ class PixelCalibration:
         if self.width_um is None or self.height_um is None:
             return None
         return (self.width_um + self.height_um) / 2
+
+
+def area_mm2(area_px2: float, mpp: tuple[float, float]) -> float:
+    """Return an area given in px² in mm²; `mpp` is µm/px in x and y.
+
+    Examples
+    --------
+    >>> area_mm2(4_000_000, (0.5, 0.5))
+    1.0
+    """
+    return float(area_px2 * mpp[0] * mpp[1] * 1e-6)

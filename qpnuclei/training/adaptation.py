@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, r
 from qpnuclei.report.pictures import PALETTE
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
-from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.pixels import RGB, write_png
 from qpnuclei.slides.stains import separate
 from qpnuclei.system.files import write_atomically
 from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
@@ -346,9 +345,7 @@ def _write_picture(path: Path, views: Sequence[_View]) -> None:
             title = view.title.encode("latin-1", "replace").decode("latin-1")
             ImageDraw.Draw(row).text((left + 2, 2), f"{title}, {text}", fill="black")
         rows.append(np.asarray(row))
-    buffer = io.BytesIO()
-    Image.fromarray(np.vstack(rows)).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    write_png(path, np.vstack(rows))
 
 
 def _busiest_corner(labels: _LabelMap) -> tuple[int, int]:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.models.checkpoint import library_versions
+from qpnuclei.slides.pixels import write_png
 from qpnuclei.system.files import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -186,9 +186,7 @@ def write_attention_grid(path: Path, rgb: Tensor, attention: Tensor) -> None:
     grey = (attention.clamp(0, 1) * 255).byte().expand(-1, 3, -1, -1)
     maps: npt.NDArray[np.uint8] = grey.permute(2, 0, 3, 1).cpu().numpy()
     rows = [part.reshape(part.shape[0], -1, 3) for part in (images, maps)]
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    write_png(path, np.concatenate(rows))
 
 
 def versions_of_training() -> dict[str, str]:

@@ -28,6 +28,7 @@ from qpnuclei.qupath.names import class_of
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project_file import DEFAULT_COLORS
 from qpnuclei.slides.artefacts import find_artefacts
+from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.slide import Slide
 
 _log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: As
     }
     outdated = frozenset(ours) - frozenset(wanted)
     return Marks(
-        {kind: area.area * mpp[0] * mpp[1] * 1e-6 for kind, area in found.items()},
+        {kind: area_mm2(area.area, mpp) for kind, area in found.items()},
         [(own_id, *marked) for own_id, marked in wanted.items() if own_id not in ours],
         outdated,
         sum(a.class_name == IGNORE_CLASS for a in objects.annotations) - len(outdated),

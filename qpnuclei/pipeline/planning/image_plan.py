@@ -33,6 +33,7 @@ from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjec
 from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
+from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
@@ -119,7 +120,7 @@ class ImagePlan:
 
     def area_mm2(self, region: Region) -> float:
         """Area of a region in mm²."""
-        return float(region.area_px2 * self.scale.mpp[0] * self.scale.mpp[1] * 1e-6)
+        return area_mm2(region.area_px2, self.scale.mpp)
 
 
 class NothingToDo(Exception):  # noqa: N818 - no error

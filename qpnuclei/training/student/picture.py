@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from qpnuclei.slides.pixels import RGB
-from qpnuclei.system.files import write_atomically
+from qpnuclei.slides.pixels import RGB, write_png
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
 
 #: How much of the pseudo-labels it shows.
@@ -34,8 +31,4 @@ def write_picture(path: Path, patches: Iterable[RGB], known: Sequence[PseudoLabe
         tile[crop] = shown
         tiles.append(tile)
     rows = [np.hstack(tiles[i : i + 3]) for i in range(0, len(tiles) - len(tiles) % 3, 3)]
-    picture = np.vstack(rows) if rows else np.hstack(tiles)
-    path.parent.mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    write_png(path, np.vstack(rows) if rows else np.hstack(tiles))
