@@ -19,7 +19,7 @@ from uuid import uuid4
 from qpnuclei.errors import SaveError, WorkerError, number_of, short_reason
 from qpnuclei.pipeline.folder import TRIES, RunFolder
 from qpnuclei.pipeline.inference.executors import Advance, Outcome, Task
-from qpnuclei.pipeline.inference.remote import Delivery, Job, compute_unit
+from qpnuclei.pipeline.inference.remote import Delivery, Job, Order, compute_unit
 from qpnuclei.pipeline.inference.scheduler import (
     connected,
     quiet,
@@ -81,86 +81,141 @@ def compute_on_cluster(
     ModelError, DeviceError, UsageError
         If the model, the device or the version of qpnuclei is wrong on the workers.
     """
-    from distributed import KilledWorker, as_completed
 
-    remaining = iter(tasks)
-    to_retry: deque[Job] = deque()
-    #: Units whose workers died. Another unit may have caused it, so each is tried alone.
-    suspects: deque[Job] = deque()
-    running: dict[Future[Delivery], Job] = {}
-    alone: Job | None = None
-    completed = as_completed()
-    run_tag, number = uuid4().hex[:8], count()
-    tokens: dict[Path, str] = {}
-
-    def submit(job: Job) -> None:
-        task = job.task
-        if task.folder.path not in tokens:
-            tokens[task.folder.path] = stack.enter_context(_token(task.folder))
-        order = job.order(specs, options, slides_from, tokens[task.folder.path], limit_s)
-        future = client.submit(
-            compute_unit,
-            order,
-            # Shown on Dask's dashboard.
-            key=f"{task.image.folder} unit {task.unit.name.partition('-')[0]}"
-            f"-{run_tag}{next(number):08x}",
-            pure=False,
-            resources=resources,
-        )
-        running[future] = job
-        completed.add(future)
-
-    def next_job() -> Job | None:
-        nonlocal alone
-        if to_retry:
-            return to_retry.popleft()
-        task = next(remaining, None)
-        if task is not None:
-            return Job(task)
-        if suspects and not running:
-            alone = suspects.popleft()
-            return alone
-        return None
-
-    def submit_more() -> None:
-        slots = _slots(client, bool(resources))
-        while len(running) < slots * _AHEAD and (job := next_job()) is not None:
-            submit(job)
+    def order_of(job: Job, token: str) -> Order:
+        return job.order(specs, options, slides_from, token, limit_s)
 
     with ExitStack() as stack:
-        stack.callback(lambda: client.cancel(list(running)))
-        resources = {_GPU: 1} if _offers_gpus(client) else None
-        watch = _WorkerWatch(client, bool(resources), check_stop)
-        submit_more()
-        while running:
-            while not completed.has_ready():
-                watch.check(len(running))
-                time.sleep(_DONE_EVERY_S)
-            future = next(completed)
-            job = running.pop(future)
-            try:
-                delivery, tries = future.result(), 1
-            except KilledWorker as error:
-                delivery, tries = Delivery(error=_death_of_workers(error, limit_s)), TRIES
-                if job is not alone:
-                    suspects.append(job)
-                    submit_more()
-                    continue
-            except Exception as error:
-                if client.status != "running":
-                    raise _scheduler_gone() from error
-                delivery, tries = Delivery(error=_unexpected(error), is_unit_error=False), 1
+        dispatch = _Dispatch(tasks, client, order_of, limit_s, stack)
+        yield from dispatch.outcomes(advance, check_stop)
+
+
+class _Dispatch:
+    """Sends units to the workers, and receives the results.
+
+    Parameters
+    ----------
+    tasks : iterable of Task
+    client : distributed.Client
+    order_of : callable
+        Returns what is sent to a worker for a job, given the token of its run's folder.
+    limit_s : float or None
+        Time limit per unit, in seconds, for messages.
+    stack : ExitStack
+        At its end, tokens are removed and units that still run are cancelled.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        client: Client,
+        order_of: Callable[[Job, str], Order],
+        limit_s: float | None,
+        stack: ExitStack,
+    ) -> None:
+        from distributed import as_completed
+
+        self._client = client
+        self._order_of = order_of
+        self._limit_s = limit_s
+        self._stack = stack
+        self._remaining = iter(tasks)
+        self._to_retry: deque[Job] = deque()
+        #: Units whose workers died. Another unit may have caused it, so each is tried alone.
+        self._suspects: deque[Job] = deque()
+        self._alone: Job | None = None
+        self._running: dict[Future[Delivery], Job] = {}
+        self._completed = as_completed()
+        self._run_tag, self._number = uuid4().hex[:8], count()
+        self._tokens: dict[Path, str] = {}
+        stack.callback(lambda: client.cancel(list(self._running)))
+        self._gpus = _offers_gpus(client)
+
+    def outcomes(self, advance: Advance, check_stop: Callable[[], object]) -> Iterator[Outcome]:
+        """Compute the units; see `compute_on_cluster`."""
+        watch = _WorkerWatch(self._client, self._gpus, check_stop)
+        self._submit_more()
+        while self._running:
+            future = self._next_completed(watch)
+            job = self._running.pop(future)
+            received = self._received(future, job)
+            if received is None:
+                self._suspects.append(job)
+                self._submit_more()
+                continue
+            delivery, tries = received
             outcome = job.outcome(delivery, tries)
             if outcome is None:
-                to_retry.append(job)
+                self._to_retry.append(job)
             elif outcome.error is None:
                 if outcome.shard is None:
                     _wait_for_shard(job.task)
                 advance(job.task.image, len(job.task.unit.tiles), delivery.nuclei)
             future.release()
-            submit_more()
+            self._submit_more()
             if outcome is not None:
                 yield outcome
+
+    def _next_completed(self, watch: _WorkerWatch) -> Future[Delivery]:
+        """Wait for a unit that has ended, in whatever way."""
+        while not self._completed.has_ready():
+            watch.check(len(self._running))
+            time.sleep(_DONE_EVERY_S)
+        future: Future[Delivery] = next(self._completed)
+        return future
+
+    def _received(self, future: Future[Delivery], job: Job) -> tuple[Delivery, int] | None:
+        """Return the result of a unit, and how many tries it counts for.
+
+        None if its workers died while other units were computed.
+        """
+        from distributed import KilledWorker
+
+        try:
+            return future.result(), 1
+        except KilledWorker as error:
+            if job is not self._alone:
+                return None
+            return Delivery(error=_death_of_workers(error, self._limit_s)), TRIES
+        except Exception as error:
+            if self._client.status != "running":
+                raise _scheduler_gone() from error
+            return Delivery(error=_unexpected(error), is_unit_error=False), 1
+
+    def _submit_more(self) -> None:
+        slots = _slots(self._client, self._gpus)
+        while len(self._running) < slots * _AHEAD and (job := self._next_job()) is not None:
+            self._submit(job)
+
+    def _next_job(self) -> Job | None:
+        if self._to_retry:
+            return self._to_retry.popleft()
+        task = next(self._remaining, None)
+        if task is not None:
+            return Job(task)
+        if self._suspects and not self._running:
+            self._alone = self._suspects.popleft()
+            return self._alone
+        return None
+
+    def _submit(self, job: Job) -> None:
+        task = job.task
+        number = f"{self._run_tag}{next(self._number):08x}"
+        future = self._client.submit(
+            compute_unit,
+            self._order_of(job, self._token_of(task.folder)),
+            # Shown on Dask's dashboard.
+            key=f"{task.image.folder} unit {task.unit.name.partition('-')[0]}-{number}",
+            pure=False,
+            resources={_GPU: 1} if self._gpus else None,
+        )
+        self._running[future] = job
+        self._completed.add(future)
+
+    def _token_of(self, folder: RunFolder) -> str:
+        if folder.path not in self._tokens:
+            self._tokens[folder.path] = self._stack.enter_context(_token(folder))
+        return self._tokens[folder.path]
 
 
 class _WorkerWatch:
