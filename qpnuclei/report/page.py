@@ -81,88 +81,128 @@ def write_report(
         If the page cannot be written.
     """
     check_page_name(path)
-    options = options or ReportOptions()
-    alone = len(entries) > MOST_ON_A_PAGE
-    folder = path.with_name(f"{path.stem}-images")
-    name = f"{project.path.parent.name}/{project.path.name}"
-    shown: list[ImageSummary] = []
-    sections: list[Markup] = []
-    failures: list[tuple[ImageEntry, QpnucleiError]] = []
-    unfinished: list[tuple[str, str]] = []
-    used: dict[Path, Run] = {}
-    classes: set[str | None] = set()
+    report = _Report(project, entries, path, runs, options or ReportOptions())
     for number, entry in enumerate(entries, start=1):
         progress(number - 1, entry.name)
+        report.add(number, entry)
+    progress(len(entries), "")
+    report.write()
+    return report.failures
 
-        def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
-            failures.append((entry, error))
 
-        read: list[ImageContent] = []
-        with standing_alone(f"image {entry.name}", fail):
-            read.append(
-                image_content(
-                    project, entry, number, runs, options.nucleus_classes, options.pixel_sizes
-                )
+class _Report:
+    """The report while it is made: what its page needs of the images so far."""
+
+    def __init__(
+        self,
+        project: Project,
+        entries: Sequence[ImageEntry],
+        path: Path,
+        runs: Sequence[Run],
+        options: ReportOptions,
+    ) -> None:
+        self._project = project
+        self._entries = entries
+        self._path = path
+        self._runs = runs
+        self._options = options
+        #: Where the pages of the images are, if each has its own.
+        self._folder = path.with_name(f"{path.stem}-images")
+        self._is_divided = len(entries) > MOST_ON_A_PAGE
+        self._shown: list[ImageSummary] = []
+        self._sections: list[Markup] = []
+        self._unfinished: list[tuple[str, str]] = []
+        self._used: dict[Path, Run] = {}
+        self._classes: set[str | None] = set()
+        self.failures: list[tuple[ImageEntry, QpnucleiError]] = []
+
+    def add(self, number: int, entry: ImageEntry) -> None:
+        """Add an image, the `number`-th from 1; or note why it cannot be read."""
+        options = self._options
+        errors: list[QpnucleiError] = []
+        with standing_alone(f"image {entry.name}", errors.append):
+            content = image_content(
+                self._project,
+                entry,
+                number,
+                self._runs,
+                options.nucleus_classes,
+                options.pixel_sizes,
             )
-        if not read:
-            continue
-        content = read[0]
-        classes |= content.classes
+        if errors:
+            self.failures += [(entry, error) for error in errors]
+            return
+        self._classes |= content.classes
         run = content.written_by
         if run is not None:
-            used.setdefault(run.path, run)
-        reason = _unfinished_since(runs, entry.id)
+            self._used.setdefault(run.path, run)
+        reason = _unfinished_since(self._runs, entry.id)
         if reason:
             is_earlier = run is not None or content.is_unrecorded
-            unfinished.append((entry.name, reason + _OF_EARLIER * is_earlier))
-        section = Markup(
+            self._unfinished.append((entry.name, reason + _OF_EARLIER * is_earlier))
+        link = self._place(number, entry, self._section(content, reason))
+        self._shown.append(_kept(content, link, options.nucleus_classes is not None))
+
+    def _section(self, content: ImageContent, unfinished: str) -> Markup:
+        """Return the part of a page that shows an image."""
+        return Markup(
             render(
                 "image.html.j2",
                 image=content,
-                unfinished=reason,
-                only=len(entries) == 1,
+                unfinished=unfinished,
+                only=len(self._entries) == 1,
                 **table_values(),
             )
         )
-        if alone:
-            before, after = (
-                _page_name(n) if 1 <= n <= len(entries) else "" for n in (number - 1, number + 1)
-            )
-            page = render(
-                "image_page.html.j2",
-                title=entry.name,
-                section=section,
-                index=f"../{_quoted(path.name)}",
-                previous=before,
-                next=after,
-            )
-            write_page(folder / _page_name(number), page)
-        else:
-            sections.append(section)
-        link = f"{_quoted(folder.name)}/{_page_name(number)}" if alone else f"#image-{number}"
-        shown.append(_kept(content, link, options.nucleus_classes is not None))
-    progress(len(entries), "")
-    warn_of_missing_classes(options.nucleus_classes, classes)
-    shown_ids = {entry.id for entry in entries}
-    others = [part for run in used.values() for part in run.unfinished]
-    problems = [(entry.name, error.what) for entry, error in failures] + unfinished
-    problems += [(image, reason) for entry, image, reason in others if entry not in shown_ids]
-    page = render(
-        "report.html.j2",
-        title=f"Nuclei in {name}",
-        project=name,
-        made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
-        images=shown,
-        sections=sections,
-        runs=list(used.values()),
-        unrecorded=[image.name for image in shown if image.is_unrecorded],
-        problems=problems,
-        **comparison(shown),
-        **_methods(shown, list(used.values())),
-        **table_values(),
-    )
-    write_page(path, page)
-    return failures
+
+    def _place(self, number: int, entry: ImageEntry, section: Markup) -> str:
+        """Write the section of an image to its own page, or keep it; return the link to it."""
+        if not self._is_divided:
+            self._sections.append(section)
+            return f"#image-{number}"
+        before, after = (
+            _page_name(n) if 1 <= n <= len(self._entries) else "" for n in (number - 1, number + 1)
+        )
+        page = render(
+            "image_page.html.j2",
+            title=entry.name,
+            section=section,
+            index=f"../{_quoted(self._path.name)}",
+            previous=before,
+            next=after,
+        )
+        write_page(self._folder / _page_name(number), page)
+        return f"{_quoted(self._folder.name)}/{_page_name(number)}"
+
+    def write(self) -> None:
+        """Write the page of all images."""
+        warn_of_missing_classes(self._options.nucleus_classes, self._classes)
+        name = f"{self._project.path.parent.name}/{self._project.path.name}"
+        runs = list(self._used.values())
+        page = render(
+            "report.html.j2",
+            title=f"Nuclei in {name}",
+            project=name,
+            made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
+            images=self._shown,
+            sections=self._sections,
+            runs=runs,
+            unrecorded=[image.name for image in self._shown if image.is_unrecorded],
+            problems=self._problems(runs),
+            **comparison(self._shown),
+            **_methods(self._shown, runs),
+            **table_values(),
+        )
+        write_page(self._path, page)
+
+    def _problems(self, runs: Sequence[Run]) -> list[tuple[str, str]]:
+        """Return the images that are not in the report, or not finished, and why."""
+        entries = {entry.id for entry in self._entries}
+        return [
+            *((entry.name, error.what) for entry, error in self.failures),
+            *self._unfinished,
+            *((name, why) for run in runs for i, name, why in run.unfinished if i not in entries),
+        ]
 
 
 def _unfinished_since(runs: Sequence[Run], entry_id: str) -> str:
