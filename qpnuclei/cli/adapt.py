@@ -128,7 +128,7 @@ def adapt(
         images=image or (),
     )
 
-    from qpnuclei.cli.console import print_json, print_status, print_warning
+    from qpnuclei.cli.console import print_json, print_status
     from qpnuclei.evaluation.boxes import read_corrected
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.interrupts import asking_to_stop

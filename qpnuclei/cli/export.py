@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpnuclei.choices import DEFAULT_EXCLUDED, ExportedRow, NucleusFormat
+from qpnuclei.choices import DEFAULT_EXCLUDED, ExportedRow, Grouping, NucleusFormat
 from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
@@ -22,11 +23,13 @@ from qpnuclei.cli.options import (
     ProjectMppOption,
     ProjectPath,
 )
-from qpnuclei.errors import number_of
+from qpnuclei.errors import UsageError, number_of
 
 if TYPE_CHECKING:
-    from qpnuclei.qupath.model import ImageEntry
+    from qpnuclei.qupath.counts import Row
+    from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.nucleus_files import WrittenNuclei
+    from qpnuclei.qupath.pixel_size import AskedMpp
 
 
 def export(
@@ -90,49 +93,95 @@ def export(
 
     Every nucleus: qpnuclei export project.qpproj --by nucleus -o nuclei.parquet
     """
-    from qpnuclei.cli.console import add_failure, print_json, print_status, print_warning
-    from qpnuclei.cli.tables import print_without_row
-    from qpnuclei.errors import UsageError
-    from qpnuclei.pipeline.selection import is_excluded
-    from qpnuclei.qupath.analysed import Status
-    from qpnuclei.qupath.count_table import check_table_name, write_counts
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.qupath.project_counts import count_project, without_row
 
+    _check_file(output, by, kind)
+    opened = open_project(project, backend=backend, image_root=image_root)
+    entries = match_images(opened, tuple(image or ()))
+    asked = _Asked(roi, class_name, asked_mpp(mpp, mpp_table, opened, entries, image))
     if by == "nucleus":
-        from qpnuclei.qupath.nucleus_files import format_of, write_nuclei_of
+        is_complete = _export_nuclei(opened, entries, output, kind, asked, json)
+    else:
+        is_complete = _export_counts(opened, entries, output, by, asked, json)
+    if not is_complete:
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What of the images is exported."""
+
+    roi_classes: list[str] | None
+    nucleus_classes: list[str] | None
+    pixel_sizes: AskedMpp
+
+
+def _check_file(output: Path, by: ExportedRow, kind: NucleusFormat | None) -> None:
+    """Refuse a file whose format is unknown, or not one for these rows."""
+    if by == "nucleus":
+        from qpnuclei.qupath.nucleus_files import format_of
 
         format_of(output, kind)
     elif kind is not None:
         raise UsageError("--format is only for --by nucleus", "add --by nucleus, or leave it out")
     else:
+        from qpnuclei.qupath.count_table import check_table_name
+
         check_table_name(output)
-    opened = open_project(project, backend=backend, image_root=image_root)
-    entries = match_images(opened, tuple(image or ()))
-    pixel_sizes = asked_mpp(mpp, mpp_table, opened, entries, image)
+
+
+def _export_nuclei(
+    project: Project,
+    entries: Sequence[ImageEntry],
+    output: Path,
+    kind: NucleusFormat | None,
+    asked: _Asked,
+    json: bool,
+) -> bool:
+    """Write the nuclei; return whether all of them could be written."""
+    from qpnuclei.cli.console import add_failure
+    from qpnuclei.qupath.nucleus_files import write_nuclei_of
+
     failures: list[dict[str, Any]] = []
-    if by == "nucleus":
-        done = write_nuclei_of(
-            opened,
-            entries,
-            output,
-            kind,
-            roi_classes=roi,
-            nucleus_classes=class_name,
-            pixel_sizes=pixel_sizes,
-            failed=partial(add_failure, failures),
-        )
-        _print_nuclei(done, entries, failures, json, is_limited=bool(roi or class_name))
-        sys.exit(1 if failures or done.left_out else 0)
+    done = write_nuclei_of(
+        project,
+        entries,
+        output,
+        kind,
+        roi_classes=asked.roi_classes,
+        nucleus_classes=asked.nucleus_classes,
+        pixel_sizes=asked.pixel_sizes,
+        failed=partial(add_failure, failures),
+    )
+    is_limited = bool(asked.roi_classes or asked.nucleus_classes)
+    _print_nuclei(done, entries, failures, json, is_limited=is_limited)
+    return not (failures or done.left_out)
+
+
+def _export_counts(
+    project: Project,
+    entries: Sequence[ImageEntry],
+    output: Path,
+    by: Grouping,
+    asked: _Asked,
+    json: bool,
+) -> bool:
+    """Write the counts; return whether all images could be counted."""
+    from qpnuclei.cli.console import add_failure, print_json, print_status, print_warning
+    from qpnuclei.cli.tables import print_without_row
+    from qpnuclei.qupath.count_table import write_counts
+    from qpnuclei.qupath.project_counts import count_project, without_row
+
+    failures: list[dict[str, Any]] = []
     rows = count_project(
-        opened,
+        project,
         entries,
         by,
-        roi_classes=roi,
-        nucleus_classes=class_name,
-        pixel_sizes=pixel_sizes,
+        roi_classes=asked.roi_classes,
+        nucleus_classes=asked.nucleus_classes,
+        pixel_sizes=asked.pixel_sizes,
         failed=partial(add_failure, failures),
     )
     written = len(failures) < len(entries)
@@ -149,21 +198,11 @@ def export(
             }
         )
     if not written:
-        sys.exit(1)
+        return False
     print_status(f"{output}: {number_of(len(rows), 'row')}")
-    print_without_row(empty, len(entries), roi)
-    missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
-    left_out = sum(map(is_excluded, missing))
-    if left_out and not class_name:
-        print_status(
-            f"without counts: {left_out} of them, because a run leaves out the class "
-            f"{', '.join(DEFAULT_EXCLUDED)}"
-        )
-    if len(missing) > left_out and not class_name:
-        print_warning(
-            f"not analysed, without counts: {len(missing) - left_out} of them; run qpnuclei run"
-            + _or_existing(rows)
-        )
+    print_without_row(empty, len(entries), asked.roi_classes)
+    if not asked.nucleus_classes:
+        _print_uncounted(rows)
     doubtful = sum(row["check"] is not None for row in rows)
     if doubtful:
         print_warning(f"doubtful: {doubtful} of them; the column check gives the reason")
@@ -171,10 +210,30 @@ def export(
         of = number_of(len(entries), "image")
         without = f"without {len(failures)} of {of}, which could not be counted"
         print_warning(f"{output}: {without}")
-        sys.exit(1)
+    return not failures
 
 
-def _or_existing(rows: Sequence[dict[str, Any]]) -> str:
+def _print_uncounted(rows: Sequence[Row]) -> None:
+    """Print how many rows have no counts, and why."""
+    from qpnuclei.cli.console import print_status, print_warning
+    from qpnuclei.pipeline.selection import is_excluded
+    from qpnuclei.qupath.analysed import Status
+
+    missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
+    left_out = sum(map(is_excluded, missing))
+    if left_out:
+        print_status(
+            f"without counts: {left_out} of them, because a run leaves out the class "
+            f"{', '.join(DEFAULT_EXCLUDED)}"
+        )
+    if len(missing) > left_out:
+        print_warning(
+            f"not analysed, without counts: {len(missing) - left_out} of them; run qpnuclei run"
+            + _or_existing(rows)
+        )
+
+
+def _or_existing(rows: Sequence[Row]) -> str:
     """Return how to count the detections that exist already; empty if none has a class."""
     from qpnuclei.cli.console import MOST_LISTED
     from qpnuclei.qupath.classes import classes_in

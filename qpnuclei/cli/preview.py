@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from qpnuclei.choices import Speed
 from qpnuclei.cli.options import (
     BackendOption,
     DeviceOption,
@@ -34,6 +35,9 @@ from qpnuclei.cli.selecting import (
 )
 from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
+
+if TYPE_CHECKING:
+    from qpnuclei.report.preview import Choice, Field
 
 T = TypeVar("T")
 
@@ -119,35 +123,21 @@ def preview(
 
     For example: qpnuclei preview project.qpproj --roi Tumor --threshold 0.4,0.5,0.6
     """
-    models = _several("--model", model, str) or [DEFAULT_MODEL]
-    for name in models:
-        check_speed(name, speed)
-    if speed != "auto":
-        models = [*networks_of(DEFAULT_MODEL, speed)]
-    areas = _several("--min-area-um2", min_area_um2, _area) or [0.0]
-    thresholds: list[float | None] = [*_several("--threshold", threshold, _threshold)]
-    if not thresholds:
-        thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
+    models, thresholds, areas = _compared(model, speed, threshold, min_area_um2)
 
-    from qpnuclei.cli.console import as_typed, image_progress, print_json, print_status, stdout
+    from qpnuclei.cli.console import image_progress, print_json
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
-    from qpnuclei.qupath.project_file import OWN_FOLDER, find_project_file
+    from qpnuclei.qupath.project_file import OWN_FOLDER
     from qpnuclei.report.page import check_page_name
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
 
     if output is not None:
         check_page_name(output)
-    is_slide = source.is_file() and source.suffix.lower() not in (".qpproj", ".json")
-    if not source.exists():
-        raise NotFoundError(
-            f"{source}: no such file", "name a project.qpproj or its folder, or a slide"
-        )
-    if not is_slide:
-        find_project_file(source)
-    elif roi or roi_name or roi_id or roi_all:
+    is_slide = _is_slide(source)
+    if is_slide and (roi or roi_name or roi_id or roi_all):
         raise UsageError(
             f"{source} is a slide: it has no annotations to choose",
             "leave out the --roi options: the tissue is previewed",
@@ -176,7 +166,7 @@ def preview(
         # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.options import RunOptions
         from qpnuclei.report.preview import choices_of, preview_project, preview_slide
-        from qpnuclei.report.preview_page import label_of, options_of, write_preview
+        from qpnuclei.report.preview_page import write_preview
 
         choices = choices_of(models, thresholds, areas)
         options = RunOptions(
@@ -192,51 +182,116 @@ def preview(
                 shown = preview_slide(source, mpp, options, choices, fields, progress)
             else:
                 shown = preview_project(entries, options, choices, fields, progress)
-        common = arguments_of(selection)
-        for name in image or ():
-            common += ["--image", name]
-        if mpp is not None:
-            common += ["--mpp", f"{mpp:g}"]
-        if tta is not None:
-            common += ["--tta" if tta else "--no-tta"]
-        if image_root is not None:
-            common += ["--image-root", str(image_root)]
-        project = "my-project" if is_slide else str(source)
-        commands = [
-            as_typed(["qpnuclei", "run", project, *common, *options_of(choice, choices)])
-            for choice in choices
-        ]
-        if is_slide:
-            made = as_typed(["qpnuclei", "project", "create", project, str(source)])
-            commands = [f"{made}\n{command}" for command in commands]
+        common = [*arguments_of(selection), *_more_arguments(image, mpp, tta, image_root)]
+        commands = _commands(source, is_slide, choices, common)
         write_preview(shown, choices, path, source.name, commands)
     if json:
-        print_json(
-            {
-                "page": str(path),
-                "picture": str(path.with_suffix(".png")),
-                "fields": [
-                    {"image": f.image, "region": f.region, "box_px": f.box, "mm2": f.area_mm2}
-                    for f in shown
-                ],
-                "settings": [
-                    {
-                        "model": choice.model,
-                        "threshold": choice.threshold,
-                        "min_area_um2": choice.min_area_um2,
-                        "nuclei": [field.counts[number] for field in shown],
-                        "command": command,
-                    }
-                    for number, (choice, command) in enumerate(zip(choices, commands, strict=True))
-                ],
-            }
+        print_json(_as_json(path, shown, choices, commands))
+    else:
+        _print_counts(path, shown, choices)
+
+
+def _compared(
+    model: Sequence[str] | None,
+    speed: Speed,
+    threshold: Sequence[str] | None,
+    min_area_um2: Sequence[str] | None,
+) -> tuple[list[str], list[float | None], list[float]]:
+    """Return the models, the thresholds and the smallest areas to compare."""
+    models = _several("--model", model, str) or [DEFAULT_MODEL]
+    for name in models:
+        check_speed(name, speed)
+    if speed != "auto":
+        models = [*networks_of(DEFAULT_MODEL, speed)]
+    areas = _several("--min-area-um2", min_area_um2, _area) or [0.0]
+    thresholds: list[float | None] = [*_several("--threshold", threshold, _threshold)]
+    if not thresholds:
+        thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
+    return models, thresholds, areas
+
+
+def _is_slide(source: Path) -> bool:
+    """Tell whether a path is that of a slide; refuse it if it is not that of a project either."""
+    from qpnuclei.qupath.project_file import find_project_file
+
+    if not source.exists():
+        raise NotFoundError(
+            f"{source}: no such file", "name a project.qpproj or its folder, or a slide"
         )
-        return
+    if source.is_file() and source.suffix.lower() not in (".qpproj", ".json"):
+        return True
+    find_project_file(source)
+    return False
+
+
+def _more_arguments(
+    image: Sequence[str] | None, mpp: float | None, tta: bool | None, image_root: Path | None
+) -> list[str]:
+    """Return the options of a run that are those of the preview, besides its selection."""
+    arguments = []
+    for name in image or ():
+        arguments += ["--image", name]
+    if mpp is not None:
+        arguments += ["--mpp", f"{mpp:g}"]
+    if tta is not None:
+        arguments += ["--tta" if tta else "--no-tta"]
+    if image_root is not None:
+        arguments += ["--image-root", str(image_root)]
+    return arguments
+
+
+def _commands(
+    source: Path, is_slide: bool, choices: Sequence[Choice], common: Sequence[str]
+) -> list[str]:
+    """Return for each choice the command that runs it; for a slide, with that of its project."""
+    from qpnuclei.cli.console import as_typed
+    from qpnuclei.report.preview_page import options_of
+
+    project = "my-project" if is_slide else str(source)
+    commands = [
+        as_typed(["qpnuclei", "run", project, *common, *options_of(choice, choices)])
+        for choice in choices
+    ]
+    if not is_slide:
+        return commands
+    made = as_typed(["qpnuclei", "project", "create", project, str(source)])
+    return [f"{made}\n{command}" for command in commands]
+
+
+def _as_json(
+    page: Path, shown: Sequence[Field], choices: Sequence[Choice], commands: Sequence[str]
+) -> dict[str, Any]:
+    """Return what was compared, and the nuclei found, as JSON types."""
+    return {
+        "page": str(page),
+        "picture": str(page.with_suffix(".png")),
+        "fields": [
+            {"image": f.image, "region": f.region, "box_px": f.box, "mm2": f.area_mm2}
+            for f in shown
+        ],
+        "settings": [
+            {
+                "model": choice.model,
+                "threshold": choice.threshold,
+                "min_area_um2": choice.min_area_um2,
+                "nuclei": [field.counts[number] for field in shown],
+                "command": command,
+            }
+            for number, (choice, command) in enumerate(zip(choices, commands, strict=True))
+        ],
+    }
+
+
+def _print_counts(page: Path, shown: Sequence[Field], choices: Sequence[Choice]) -> None:
+    """Print the numbers of nuclei of each choice, and the files."""
+    from qpnuclei.cli.console import print_status, stdout
+    from qpnuclei.report.preview_page import label_of
+
     for number, choice in enumerate(choices):
         counts = ", ".join(str(field.counts[number]) for field in shown)
         stdout.print(f"{label_of(choice, choices)}: {counts} nuclei")
-    print_status(f"page:    {path}")
-    print_status(f"picture: {path.with_suffix('.png')}")
+    print_status(f"page:    {page}")
+    print_status(f"picture: {page.with_suffix('.png')}")
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:
