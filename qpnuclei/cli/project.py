@@ -173,7 +173,8 @@ def backups(
 ) -> None:
     """List the backups: the newest five states of every image."""
     from qpnuclei.cli.console import print_json, stdout
-    from qpnuclei.cli.tables import backups_table, describe_backups
+    from qpnuclei.cli.descriptions import describe_backups
+    from qpnuclei.cli.tables import backups_table
     from qpnuclei.qupath.native import open_project
 
     images = open_project(project).images

@@ -54,7 +54,8 @@ def show_plan(
         Images of one or more projects, and the options for them.
     """
     from qpnuclei.cli.console import describe_error, print_error, stdout
-    from qpnuclei.cli.tables import describe_plan, plan_view
+    from qpnuclei.cli.descriptions import describe_plan
+    from qpnuclei.cli.tables import plan_view
     from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
     from qpnuclei.pipeline.positivity import require_some_dab
 

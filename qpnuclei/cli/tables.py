@@ -21,14 +21,14 @@ from qpnuclei.cli.console import (
     stderr,
     stdout,
 )
-from qpnuclei.errors import FormatError, number_of
+from qpnuclei.cli.descriptions import COUNTED, object_counts
+from qpnuclei.errors import number_of
 from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:
     from qpnuclei.doctor import Check
     from qpnuclei.pipeline.planning.image_plan import ImagePlan
     from qpnuclei.pipeline.summary import ImageResult, RunSummary
-    from qpnuclei.qupath.backups import Backup
     from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.native import NativeImage
     from qpnuclei.qupath.sensitivity import OwnNuclei
@@ -87,62 +87,13 @@ def _shortened(rows: list[_Line]) -> list[_Line]:
     ]
 
 
-def describe_backups(images: Sequence[NativeImage], count: bool) -> list[dict[str, Any]]:
-    """Return the backups of images as JSON types; with `count` also the number of objects."""
-    return [
-        {
-            "image": image.name,
-            "image_id": image.id,
-            "backup": backup.id,
-            "saved": backup.saved.isoformat(),
-            "bytes": backup.size,
-            **(_object_counts(image, backup) if count else {}),
-        }
-        for image in images
-        for backup in image.backups()
-    ]
-
-
-def _object_counts(image: NativeImage, backup: Backup) -> dict[str, int | None]:
-    names = ("annotations", "detections", "ours")
-    counts = _counts(image, backup)
-    return dict(zip(names, (int(c) if c.isdigit() else None for c in counts), strict=True))
-
-
-def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
-    """Return a run's plan as JSON types."""
-    return [
-        {
-            "image": plan.entry.name,
-            "image_id": plan.entry.id,
-            "model": plan.model,
-            "mpp": plan.scale.mpp,
-            "mpp_from": plan.mpp_source,
-            "working_mpp": plan.scale.working_mpp,
-            "megapixels": plan.megapixels,
-            "tiles": len(plan.tiles),
-            "notes": list(plan.notes),
-            "annotations": [
-                {
-                    "name": region.label,
-                    "class": region.annotation.class_name if region.annotation else None,
-                    "area_mm2": plan.area_mm2(region),
-                    "ours_there": len(existing),
-                }
-                for region, existing in zip(plan.regions, plan.existing, strict=True)
-            ],
-        }
-        for plan in plans
-    ]
-
-
 def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
     """Return the backups of images, one row each; with `count` also the number of objects."""
     table = Table("image")
     table.add_column("backup", no_wrap=True)
     table.add_column("saved", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
-    for column in ("annotations", "detections", "ours") if count else ():
+    for column in COUNTED if count else ():
         table.add_column(column, justify="right")
     for image in images:
         for index, backup in enumerate(image.backups()):
@@ -151,18 +102,15 @@ def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
                 backup.id,
                 f"{backup.saved.astimezone():%Y-%m-%d %H:%M}",
                 decimal(backup.size),
-                *(_counts(image, backup) if count else ()),
+                *(_count_cells(object_counts(image, backup)) if count else ()),
             )
     return table
 
 
-def _counts(image: NativeImage, backup: Backup) -> tuple[str, str, str]:
-    try:
-        objects = image.read_backup(backup)
-    except FormatError:
-        return "unreadable", "", ""
-    detections = objects.detections
-    return str(len(objects.annotations)), str(len(detections)), str(detections.ours.sum())
+def _count_cells(counts: dict[str, int | None]) -> list[str]:
+    if None in counts.values():
+        return ["unreadable", "", ""]
+    return [str(counts[name]) for name in COUNTED]
 
 
 def summary_table(summary: RunSummary) -> Table:
