@@ -22,7 +22,7 @@ from qpnuclei.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qpnuclei.qupath.sensitivity import OwnNuclei
+    from qpnuclei.qupath.certainty_filter import OwnNuclei
 
 
 def filter_nuclei(
@@ -69,13 +69,13 @@ def filter_nuclei(
     Then: qpnuclei filter project.qpproj --min-certainty 0.8
     """
     from qpnuclei.cli.console import add_failure, print_json, stdout
-    from qpnuclei.cli.tables import sensitivity_table
+    from qpnuclei.cli.tables import certainty_table
     from qpnuclei.errors import UsageError, standing_alone
     from qpnuclei.qupath.annotation_classes import check_classes
+    from qpnuclei.qupath.certainty_filter import STEPS, OwnNuclei
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import find_project_file
-    from qpnuclei.qupath.sensitivity import STEPS, OwnNuclei
     from qpnuclei.system.locks import locked
 
     find_project_file(project)
@@ -101,7 +101,7 @@ def filter_nuclei(
                 stay = {f"{step:g}": len(own) - int(own.below(step).sum()) for step in steps}
                 results.append({**_described(own), "stay": stay})
         if not json and seen:
-            stdout.print(sensitivity_table(seen, steps))
+            stdout.print(certainty_table(seen, steps))
     else:
         assert min_certainty is not None
         with locked(opened.path.parent, wait=wait, break_lock=break_lock):

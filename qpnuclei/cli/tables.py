@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from qpnuclei.doctor import Check
     from qpnuclei.pipeline.planning.image_plan import ImagePlan
     from qpnuclei.pipeline.summary import ImageResult, RunSummary
+    from qpnuclei.qupath.certainty_filter import OwnNuclei
     from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.qupath.native import NativeImage
-    from qpnuclei.qupath.sensitivity import OwnNuclei
 
 
 #: An image with more annotations gets one line per class.
@@ -319,7 +319,7 @@ def info_table(content: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def sensitivity_table(images: Sequence[OwnNuclei], steps: Sequence[float]) -> Table:
+def certainty_table(images: Sequence[OwnNuclei], steps: Sequence[float]) -> Table:
     """Return the nuclei by qpnuclei that stay in each image for each minimum certainty."""
     table = Table("image", title="nuclei by qpnuclei that stay for each --min-certainty")
     for column in ("now", *(f"{step:g}" for step in steps)):
