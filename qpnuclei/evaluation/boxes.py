@@ -36,7 +36,7 @@ from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_file import is_project
 from qpnuclei.qupath.regions import Region, rows_inside
-from qpnuclei.slides.remix import seen_by_network
+from qpnuclei.slides.hdab_as_he import seen_by_network
 
 #: Margin around a box that the network sees: more than the largest nuclei.
 _MARGIN_UM = 30.0

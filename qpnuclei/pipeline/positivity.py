@@ -15,7 +15,7 @@ from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project, packed_rgb
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of
-from qpnuclei.slides.remix import DAB, has_dab
+from qpnuclei.slides.hdab_as_he import DAB, has_dab
 
 #: The largest threshold, in optical density: darker pixels are black.
 _DARKEST = 5.0

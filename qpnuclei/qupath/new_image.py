@@ -26,7 +26,7 @@ from qpnuclei.qupath.transaction import Transaction
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.files import one_per_slide
-from qpnuclei.slides.remix import has_dab
+from qpnuclei.slides.hdab_as_he import has_dab
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains

@@ -46,9 +46,9 @@ from qpnuclei.segmentation.engine import (
     load_engine,
 )
 from qpnuclei.slides.calibration import area_mm2
+from qpnuclei.slides.hdab_as_he import seen_by_network
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics
-from qpnuclei.slides.remix import seen_by_network
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_HE

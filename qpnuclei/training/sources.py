@@ -28,7 +28,7 @@ from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project_file import is_project
 from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide, slides_in
-from qpnuclei.slides.remix import seen_by_network
+from qpnuclei.slides.hdab_as_he import seen_by_network
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import PixelSource, Slide, open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qpnuclei.errors import NotFoundError, UsageError, number_of
+from qpnuclei.slides.hdab_as_he import has_dab
 from qpnuclei.slides.masks import rasterise
-from qpnuclei.slides.remix import has_dab
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import tissue_fraction

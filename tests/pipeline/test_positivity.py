@@ -32,7 +32,7 @@ from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB
 from tests.cli.test_one_bad_apple import annotate
 from tests.pipeline.killing import make_project
-from tests.slides.test_remix import SIZE, tissue
+from tests.slides.test_hdab_as_he import SIZE, tissue
 
 OPTIONS = RunOptions(
     Selection(classes=("Tumor",)), device="cpu", workers=1, positive_thresholds=(0.3,)

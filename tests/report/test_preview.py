@@ -33,7 +33,7 @@ from tests.cli.conftest import tree
 from tests.cli.test_one_bad_apple import annotate
 from tests.report.conftest import Made
 from tests.report.pages import Page
-from tests.slides.test_remix import SIZE, tissue
+from tests.slides.test_hdab_as_he import SIZE, tissue
 
 EVERYTHING = RunOptions(Selection(everything=True), device="cpu")
 CHOICES = [Choice("default"), Choice("default", 0.8), Choice("default", None, 40.0)]

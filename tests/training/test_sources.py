@@ -17,7 +17,7 @@ from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import project_mpp
-from qpnuclei.slides.remix import as_h_and_e
+from qpnuclei.slides.hdab_as_he import as_h_and_e
 from qpnuclei.slides.stains import DEFAULT_H_DAB
 from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.patches import sample_slides

@@ -24,9 +24,9 @@ from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.segmentation.colour import colour_statistics
 from qpnuclei.segmentation.engine import Engine, EngineSpec, ReadPixels, TileInstances
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.hdab_as_he import has_dab, seen_by_network
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics
-from qpnuclei.slides.remix import has_dab, seen_by_network
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, separate

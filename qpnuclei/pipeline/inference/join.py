@@ -17,7 +17,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import Layout, WorkUnit
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.segmentation.engine import Engine
-from qpnuclei.slides.remix import seen_by_network
+from qpnuclei.slides.hdab_as_he import seen_by_network
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.timing import Stopwatch
 

@@ -34,7 +34,7 @@ from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.calibration import area_mm2
-from qpnuclei.slides.remix import has_dab
+from qpnuclei.slides.hdab_as_he import has_dab
 from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.tiling.plan import TilePlan

@@ -19,7 +19,7 @@ from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineOptions, load_engine
-from qpnuclei.slides.remix import as_h_and_e, has_dab, seen_by_network
+from qpnuclei.slides.hdab_as_he import as_h_and_e, has_dab, seen_by_network
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, separate, stain_matrix
