@@ -215,7 +215,7 @@ def commit_run(
                     raise ConflictError(error.what, _after_conflict(folder, options)) from error
                 summary.images.append(result)
                 summary.device = device_of(folder, image, layout) or summary.device
-            summary.save_soon()
+            summary.save_if_due()
             with summary.noting_a_stop():
                 conduct.check_stop()
         summary.finish()

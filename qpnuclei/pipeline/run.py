@@ -63,13 +63,14 @@ def analyse_project(
             by_id = {entry.id: entry for entry in entries}
             summary = RunSummary.begun(project, plan, options, folder.path)
             summary.device = computer.device
-            summary.save_soon(always=True)
+            summary.try_to_save()
 
             def fail(image: PlannedImage, error: QpnucleiError) -> None:
                 summary.fail(image.entry, error)
-                summary.save_soon(conduct.fail_fast)
                 if conduct.fail_fast:
+                    summary.try_to_save()
                     raise error
+                summary.save_if_due()
 
             for entry_id, error in planned.errors.items():
                 summary.fail(entry_id, error, entry_id in planned.committed)
@@ -99,7 +100,7 @@ def analyse_project(
                         result = commit_image(project, entry, image, layout, folder, spec, options)
                         summary.images.append(result)
                         summary.device = device_of(folder, image, layout) or summary.device
-                    summary.save_soon()
+                    summary.save_if_due()
             summary.finish()
             folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
             with interrupt_postponed():

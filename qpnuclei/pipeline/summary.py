@@ -283,7 +283,7 @@ class RunSummary:
             yield
         except TerminatedError:
             self.state = "stopped"
-            self.save_soon(always=True)
+            self.try_to_save()
             raise
 
     def finish(self) -> None:
@@ -336,10 +336,13 @@ class RunSummary:
         content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, default=str)
         write_atomically(self.run_dir / RECORD, content.encode(errors="backslashreplace"))
 
-    def save_soon(self, always: bool = False) -> None:
-        """Write the record if it is due; if that fails, a later call tries again."""
-        if not (always or is_due(len(self.images) + len(self.failures))):
-            return
+    def save_if_due(self) -> None:
+        """Write the record if `is_due`; if that fails, a later call tries again."""
+        if is_due(len(self.images) + len(self.failures)):
+            self.try_to_save()
+
+    def try_to_save(self) -> None:
+        """Write the record; if that fails, a later call tries again."""
         with interrupt_postponed():
             try:
                 self.save()
