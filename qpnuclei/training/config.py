@@ -23,6 +23,10 @@ ScaleArchitecture: TypeAlias = Literal["resnet34", "resnet18", "efficientnet-lit
 #: The recipes that come with the package, as ``<name>.yaml``.
 CONFIGS_FOLDER = Path(__file__).with_name("configs")
 
+#: Exceptions of PyYAML. The last ones are for values that do not fit their type, such as
+#: ``2024-02-30``, ``!!int a`` and ``!!bool a``.
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError)
+
 #: Wider networks need absurd memory.
 MOST_CHANNELS = 1024
 
@@ -237,7 +241,7 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> dict[str, An
         )
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise FormatError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(fields, dict):
         raise FormatError(f"recipe {path} is not a mapping of names to values")
@@ -259,7 +263,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--set {setting!r} is not key=value", "for example --set width=16")
         try:
             fields[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError) as error:
+        except _NOT_YAML as error:
             raise UsageError(f"the value of --set {setting!r} is not YAML: {error}") from error
     return fields
 

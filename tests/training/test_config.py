@@ -123,6 +123,18 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "value", ["2024-13-45", "2024-02-30", "!!int a", "!!int ''", "!!bool a", "!!timestamp a"]
+)
+def test_a_value_that_is_not_of_its_type_is_not_yaml(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UsageError, match=r"the value of --set .name=.* is not YAML"):
+        read_recipe("proposed", [f"name={value}"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"family: attention\nname: mine\norigin: ours\ndate: {value}\n")
+    with pytest.raises(FormatError, match=r"mine\.yaml is not valid YAML"):
+        read_recipe(str(path))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"widht": 16}, "no field 'widht'"),
