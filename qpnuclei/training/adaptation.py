@@ -36,7 +36,7 @@ from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import Source
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import blur
-from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
+from qpnuclei.training.student.recipe import ARCHITECTURE, StudentRecipe, student_recipe
 from qpnuclei.training.student.rounds import train_student
 
 RECIPE = "adapted"
@@ -162,8 +162,10 @@ def adapt(
             "leave --model out, or name a model of train --config student",
         )
     licence = str(metadata.data.get("licence") or "not stated")
+    packaged = read_recipe(RECIPE)
     fields = {
-        **read_recipe(RECIPE),
+        # What an older model does not state has the default, not the value of the packaged model.
+        **{name: packaged[name] for name in packaged.keys() - set(ARCHITECTURE)},
         **metadata.architecture,
         "mpp": metadata.mpp,
         "crop_px": _crop_px(metadata.mpp),

@@ -33,6 +33,7 @@ from qpnuclei.training.adaptation import (
 from qpnuclei.training.callbacks import TrainingCallbacks
 from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.inheritance import move_back
+from qpnuclei.training.student.recipe import ARCHITECTURE, StudentRecipe
 from qpnuclei.training.student.rounds import train_student
 from tests.colour_vision import least_difference
 from tests.training.student.test_rounds import TINY, tissue
@@ -107,6 +108,23 @@ def test_it_leaves_a_model_with_card_licence_and_what_changed(
         drawn = {pixel for _, pixel in picture.getcolors(picture.width * picture.height) or []}
     assert ImageColor.getrgb(COLOURS["both"]) in drawn
     assert least_difference(COLOURS.values()) > 11
+
+
+def test_a_model_that_states_only_what_is_not_the_default(
+    project: Path, start: Path, tmp_path: Path
+) -> None:
+    network, metadata = load_model(start)
+    defaults = {name: getattr(StudentRecipe(name=""), name) for name in ARCHITECTURE}
+    stated = {k: v for k, v in metadata.architecture.items() if v != defaults[k]}
+    older = tmp_path / "older.safetensors"
+    save_model(older, network, replace(metadata, architecture=stated))
+    assert {"stem_stride", "decoder", "encoder_convolutions", "subpixel"}.isdisjoint(stated)
+
+    command(project, tmp_path / "run", older)
+
+    assert read_metadata(tmp_path / "run" / "model.safetensors").architecture | stated == (
+        metadata.architecture
+    )
 
 
 def test_slides_of_20x_adapt_the_network_that_a_run_gives_them(

@@ -14,7 +14,8 @@ from qpnuclei.system.checked import as_json
 from qpnuclei.training.config import MOST_CHANNELS, validated
 from qpnuclei.training.tile_index import MAX_ENLARGEMENT
 
-_ARCHITECTURE = (
+#: Fields that are arguments of `StudentNet`, with the same defaults.
+ARCHITECTURE = (
     "base_channels",
     "levels",
     "max_channels",
@@ -163,7 +164,7 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def architecture(self) -> dict[str, Any]:
         """Keyword arguments of `StudentNet`."""
         # Older models lack subpixel: leave out its default, so that they stay comparable.
-        names = [name for name in _ARCHITECTURE if self.subpixel or name != "subpixel"]
+        names = [name for name in ARCHITECTURE if self.subpixel or name != "subpixel"]
         fields = as_json(self)
         return {name: fields[name] for name in names}
 
