@@ -265,12 +265,17 @@ def _run(
     made_by = metadata.recipe | {"mpp": metadata.mpp}
     expected = as_json(wanted) | {"mpp": wanted.model_mpp}
     for key, value in expected.items():
+        if key not in made_by:
+            raise UsageError(
+                f"{folder} was made by a former version: {MODEL_FILE} does not state {key}",
+                "name another folder with --runs",
+            )
         if made_by[key] != value:
             raise UsageError(
                 f"{folder} was made with {key} = {made_by[key]!r}, not {value!r}",
                 "name another folder with --runs",
             )
-    if metadata.data["images"] != [s.name for s in find_sources(sources, mpp=resolutions)]:
+    if metadata.data.get("images") != [s.name for s in find_sources(sources, mpp=resolutions)]:
         raise UsageError(f"{folder} learned from other images", "name another folder with --runs")
 
 

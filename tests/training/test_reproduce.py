@@ -9,9 +9,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
+from qpnuclei.models.checkpoint import load_model, save_model
 from tests.paths import ROOT, SHARED
 
 SCRIPT = ROOT / "training" / "reproduce.py"
@@ -176,3 +178,9 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
     without = [a for a in arguments if a != "--tissue" and not a.endswith("=0.3")]
     assert reproduce.main([*without, *settings]) == 2
     assert "learned from other images" in caplog.text
+    model = tmp_path / "runs" / "width-4" / "anchored-seed-0" / "model.safetensors"
+    network, metadata = load_model(model)
+    older = {key: value for key, value in metadata.recipe.items() if key != "views"}
+    save_model(model, network, replace(metadata, recipe=older))
+    assert reproduce.main([*arguments, *settings]) == 2
+    assert "made by a former version: model.safetensors does not state views" in caplog.text
