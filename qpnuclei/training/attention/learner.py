@@ -62,7 +62,7 @@ class Learner:
             "dilations": list(recipe.dilations),
         }
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed % 2**64)  # PyTorch takes 64 bits, NumPy any seed
             self.attention_net = AttentionNet(
                 recipe.width, recipe.padding, recipe.stride, recipe.dilations
             )

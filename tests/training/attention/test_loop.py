@@ -470,6 +470,15 @@ def test_an_epoch_whose_files_are_not_complete_is_done_again(
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1.0", "2.0"]
 
 
+@pytest.mark.parametrize("starts", [1, 2])
+def test_a_seed_of_more_than_64_bits(tmp_path: Path, sources: list[Source], starts: int) -> None:
+    large = {"recipe": recipe(epochs=1, starts=starts, start_batches=4), "seed": 2**64 + 3}
+    result = train(tmp_path, sources, **large)
+    assert result.model is not None
+    assert read_metadata(result.model).recipe["seed"] == 2**64 + 3
+    assert train(tmp_path, sources, **large, resume=True).epochs == 1
+
+
 def test_patches_only_refuses_whole_slides(tmp_path: Path, sources: list[Source]) -> None:
     slide = dataclasses.replace(sources[0], width=50_000)
     with pytest.raises(UsageError, match=r"a\.png \(50000x400 px\) is a whole slide"):
