@@ -27,7 +27,7 @@ from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
-from qpnuclei.system.files import copy_owner, remove_leftovers, temporary_prefix
+from qpnuclei.system.files import content_of, copy_owner, remove_leftovers, temporary_prefix
 from qpnuclei.system.interrupts import interrupt_postponed
 
 #: File name of a new project.
@@ -155,7 +155,7 @@ def create_project(
 def check_new_folder(directory: Path) -> None:
     """Check that a project can be made in a folder: it is empty, or does not exist.
 
-    Leftovers of killed processes do not count; they are removed.
+    Leftovers of killed processes and files of file managers do not count (see `content_of`).
 
     Raises
     ------
@@ -168,8 +168,7 @@ def check_new_folder(directory: Path) -> None:
             "name another folder",
         )
     if directory.is_dir():
-        remove_leftovers(directory)
-        if not any(directory.iterdir()):
+        if not content_of(directory):
             return
     elif not os.path.lexists(directory):
         return

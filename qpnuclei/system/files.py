@@ -19,6 +19,10 @@ from qpnuclei.system.processes import Process, made_by_ended_process
 
 #: Names of temporary files and folders start with this, followed by the tag of their process.
 TEMPORARY_PREFIX = ".qpnuclei-"
+_PARTIAL_SUFFIX = ".part"
+
+#: Files that file managers leave in the folders that they show.
+_OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -63,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
             handle, name = tempfile.mkstemp(
-                dir=path.parent, prefix=temporary_prefix(), suffix=".part"
+                dir=path.parent, prefix=temporary_prefix(), suffix=_PARTIAL_SUFFIX
             )
             partial = Path(name)
             with os.fdopen(handle, "wb") as stream:
@@ -216,6 +220,23 @@ def remove_leftovers(folder: Path) -> None:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def content_of(folder: Path) -> list[Path]:
+    """Return what a user has in a folder; a folder that is empty in this sense can be filled.
+
+    Files that file managers leave do not count, nor files that were being written when their
+    process was killed. Those of this computer are removed.
+    """
+    remove_leftovers(folder)
+    return [path for path in folder.iterdir() if not _is_by_the_way(path.name)]
+
+
+def _is_by_the_way(name: str) -> bool:
+    # A Mac writes "._name" beside a file on drives of other systems.
+    if name in _OF_FILE_MANAGERS or name.startswith("._"):
+        return True
+    return name.startswith(TEMPORARY_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
 
 
 def copy_owner(path: Path, like: Path) -> None:

@@ -20,14 +20,15 @@ from torch import Tensor
 from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
 from qpnuclei.models.checkpoint import library_versions
 from qpnuclei.slides.pixels import write_png
-from qpnuclei.system.files import write_atomically
+from qpnuclei.system.files import content_of, write_atomically
 
 _log = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.safetensors"
 METRICS_FILE = "metrics.csv"
-_BEFORE_ANY_STATE = ("tiles-", "pseudo-labels", "tensorboard")
+#: How the names of files begin that a run writes before it saves a state.
+_BEFORE_ANY_STATE = "tiles-"
 
 
 @dataclass
@@ -106,8 +107,7 @@ def open_run_folder(folder: Path, resume: bool) -> None:
         raise UsageError(
             f"{folder} holds a training run", "continue it with --resume, or name another folder"
         )
-    # Files of a run that ended before it saved a state.
-    if any(not path.name.startswith(_BEFORE_ANY_STATE) for path in folder.iterdir()):
+    if any(not path.name.startswith(_BEFORE_ANY_STATE) for path in content_of(folder)):
         raise UsageError(f"{folder} is not empty", "name another folder")
 
 

@@ -177,6 +177,38 @@ def test_a_student_stopped_in_its_first_round_goes_on_by_the_hint(tmp_path: Path
     assert str(tmp_path / "run [b]" / "model.safetensors") in done.stdout
 
 
+#: Runs a command, and kills it while its first file is written.
+KILLED = """
+import os, sys
+os.fsync = lambda _: os._exit(137)
+from qpnuclei.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["attention", "student"])
+def test_a_run_killed_while_it_writes_its_first_file_is_started_again(
+    tmp_path: Path, family: str
+) -> None:
+    rgb, _ = tissue(0)
+    Image.fromarray(np.tile(rgb, (2, 2, 1))).save(tmp_path / "p.png")
+    run = tmp_path / "run"
+    extra = [str(tmp_path / "p.png"), "-o", str(run)]
+    if family == "student":
+        short = [*SMALL_STUDENT, "first_round_batches=2"]
+        command = ["train", "--mpp", "0.25", "--device", "cpu", *extra]
+        command += [part for setting in short for part in ("--set", setting)]
+    else:
+        command = arguments(*extra)
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], check=False)
+    assert killed.returncode == 137
+    assert [path.suffix for path in run.iterdir()] == [".part"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (run / "model.safetensors").is_file()
+
+
 def test_what_a_student_has_not_is_refused(patches: Path, tmp_path: Path) -> None:
     folder = ("-o", str(tmp_path / "run"))
     for option in ("--epochs", "--scales", "--backbone-weights"):

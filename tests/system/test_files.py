@@ -15,6 +15,7 @@ from qpnuclei.system.files import (
     TEMPORARY_PREFIX,
     atomic_file,
     atomic_path,
+    content_of,
     make_folder_below,
     remove_leftovers,
     resolved,
@@ -147,3 +148,15 @@ def test_a_full_disk_is_told_with_what_is_free_and_where(tmp_path: Path) -> None
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("data.qpdata", b"before")
     ]
+
+
+def test_what_others_leave_in_a_folder_is_not_its_content(tmp_path: Path) -> None:
+    leftovers = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "._slide.svs"]
+    for name in (*leftovers, ".qpnuclei-0badcafe-1-00000000-x.part"):
+        (tmp_path / name).touch()
+    assert content_of(tmp_path) == []
+    # A folder with such a name is a project that a process is making.
+    found = [tmp_path / name for name in (".config", ".qpnuclei-0badcafe-1-00000000-y", "a.part")]
+    for path in found:
+        path.mkdir()
+    assert sorted(content_of(tmp_path)) == sorted(found)

@@ -12,7 +12,7 @@ import shapely
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.anndata_file import to_anndata
 from qpnuclei.nuclei.exports.rows import NucleusRows, optional
-from qpnuclei.system.files import atomic_path
+from qpnuclei.system.files import atomic_path, content_of
 
 
 def write_spatialdata(images: Sequence[NucleusRows], path: Path) -> None:
@@ -74,5 +74,5 @@ def check_store(path: Path) -> None:
         If `path` is another file or folder.
     """
     is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
-    if path.exists() and not is_store and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and not is_store and not (path.is_dir() and not content_of(path)):
         raise UsageError(f"{path} exists and is not a Zarr store", "choose another name")

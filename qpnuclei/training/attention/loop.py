@@ -223,6 +223,8 @@ class _Run:
         per_epoch = self.recipe.batches_per_epoch
         progress = self.progress
         stopped = False
+        if rank() == 0 and self._done == 0:
+            self._save_state()  # from now on the run can be resumed
         board_folder = self.folder / "tensorboard"
         with (
             SummaryWriter(board_folder, purge_step=progress.epoch + 1, flush_secs=10)

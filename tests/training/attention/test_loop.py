@@ -18,6 +18,7 @@ from qpnuclei.models.metadata import PostProcessing, read_metadata
 from qpnuclei.pipeline.image import segment
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.training.attention import loop
 from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.loop import learning_rate_factor, train_attention
@@ -468,6 +469,34 @@ def test_an_epoch_whose_files_are_not_complete_is_done_again(
     assert train(tmp_path, sources, recipe=short, resume=True).epochs == 2
     with (tmp_path / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1.0", "2.0"]
+
+
+@pytest.mark.parametrize(
+    "name", ["validate", "save_model", "write_metrics", "write_attention_grid"]
+)
+def test_a_run_killed_while_its_first_epoch_is_kept_goes_on(
+    tmp_path: Path,
+    sources: list[Source],
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    short = {"recipe": recipe(epochs=1), "validation": dataset, "mpp": 0.25}
+    whole = train(tmp_path / "whole", sources, **short).model
+    complete = getattr(loop, name)
+
+    def killed_after(*arguments: object) -> None:
+        complete(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, name, killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", sources, **short)
+    resumed = train(tmp_path / "killed", sources, **short, resume=True).model
+    assert whole is not None
+    assert resumed is not None
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("starts", [1, 2])
