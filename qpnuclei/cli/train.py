@@ -113,8 +113,8 @@ def train(
         typer.Option(
             "--validation",
             metavar="DIR",
-            help="Folder with images/ and labels/ (instance maps), used only to select the best "
-            "epoch and the post-processing. With splits.json, its split 'val'.",
+            help="Folder with images/ and labels/ (instance maps or GeoJSON), used only to select "
+            "the best epoch and the post-processing. With splits.json, its split 'val'.",
             show_default="none: the last epoch is kept",
         ),
     ] = None,

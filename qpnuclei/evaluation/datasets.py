@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import scipy.io
 import tifffile
-from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError, number_of
 from qpnuclei.evaluation.labelmap import consecutive
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.slides.readers.plain import pillow_image
 from qpnuclei.slides.readers.reader import reading
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.system.json_text import parse_json
@@ -24,6 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
 _INSTANCE_MAP_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 LABEL_SUFFIXES = (*_INSTANCE_MAP_SUFFIXES, *GEOJSON_SUFFIXES)
+_MATLAB_SUFFIX = ".mat"
 
 
 @dataclass(frozen=True)
@@ -118,34 +122,78 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_instance_map(path: Path) -> npt.NDArray[np.int32]:
-    """Return a PNG, TIFF or NPY file of integers as (H, W) int32, as `checked_labels` does.
+    """Return the integers in a PNG, TIFF, NPY or MATLAB file as (H, W) int32.
+
+    Of a MATLAB file, it is the array ``inst_map``. Labels beyond 16 bits are renumbered from 1.
 
     Raises
     ------
     FormatError
-        If the file cannot be decoded, is not a 2-D array of integers, or as `checked_labels`.
+        If the file cannot be decoded, is not a 2-D array of integers, or has a label that is
+        negative, or is -1 that was stored as an unsigned number of 32 or 64 bits.
     """
-    return checked_labels(path, _stored_labels(path))
+    return _checked_labels(path, _stored_labels(path))
 
 
 def _stored_labels(path: Path) -> npt.NDArray[np.integer]:
-    """Return the (H, W) integers of a PNG, TIFF or NPY file, of the type that the file has."""
-    with reading_labels(path, "an instance map"):
+    """Return the (H, W) integers of a file, of the type that it has; a mask of bits as uint8."""
+    if path.suffix.lower() == _MATLAB_SUFFIX:
+        return _matlab_labels(path)
+    with _reading_labels(path, "an instance map"):
         if path.suffix.lower() == ".npy":
             labels = np.load(path, allow_pickle=False)
         elif path.suffix.lower() in (".tif", ".tiff"):
             labels = tifffile.imread(path)
         else:
-            with Image.open(path) as image:
-                # A mask with one bit per pixel.
-                labels = np.asarray(image.convert("L") if image.mode == "1" else image)
-    labels = np.asarray(labels)
+            with pillow_image(path, "save it as TIFF or NPY, or cut it into parts") as image:
+                labels = np.asarray(image)
+    labels = _with_bits_as_numbers(np.asarray(labels))
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise FormatError(
             f"{path}: an array of {labels.dtype}{labels.shape} is not an instance map",
             "one channel of integers is needed: 0 = background, one value per nucleus",
         )
     return labels
+
+
+def _matlab_labels(path: Path) -> npt.NDArray[np.integer]:
+    """Return ``inst_map`` of a MATLAB file, whose whole numbers may be stored as doubles."""
+    with _reading_labels(path, "a MATLAB file"):
+        try:
+            content = scipy.io.loadmat(path)
+        except NotImplementedError as error:
+            raise SlideError(
+                f"{path}: is a MATLAB file of version 7.3, which cannot be read",
+                "save it in version 7: save(..., '-v7') in MATLAB",
+            ) from error
+        except (scipy.io.matlab.MatReadError, zlib.error) as error:
+            raise OSError(str(error)) from error
+    whole = _whole_numbers(content.get("inst_map"))
+    if whole is None:
+        names = sorted(name for name in content if not name.startswith("__"))
+        raise FormatError(f"{path}: has no 2-D array of whole numbers 'inst_map', only {names!r}")
+    return whole
+
+
+def _whole_numbers(found: object) -> npt.NDArray[np.integer] | None:
+    """Return a 2-D array as integers, doubles as few bits as hold them; None for anything else."""
+    if not isinstance(found, np.ndarray) or found.ndim != 2:
+        return None
+    found = _with_bits_as_numbers(found)
+    if np.issubdtype(found.dtype, np.integer):
+        return found
+    if not np.issubdtype(found.dtype, np.floating):
+        return None
+    with np.errstate(invalid="ignore"):  # NaN, infinity, and numbers beyond 64 bits
+        whole = found.astype(np.int64)
+    if not np.array_equal(whole, found):
+        return None
+    is_unsigned = whole.min(initial=0) >= 0
+    return whole.astype(np.min_scalar_type(whole.max(initial=0))) if is_unsigned else whole
+
+
+def _with_bits_as_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
 def doubts_about_labels(images: Iterable[AnnotatedImage]) -> list[str]:
@@ -170,7 +218,7 @@ def doubts_about_labels(images: Iterable[AnnotatedImage]) -> list[str]:
     """
     found: list[tuple[Path, int]] = []
     for image in images:
-        if label_suffix(image.labels_path) in _INSTANCE_MAP_SUFFIXES:
+        if label_suffix(image.labels_path) in (*_INSTANCE_MAP_SUFFIXES, _MATLAB_SUFFIX):
             label = _seemingly_ignored(_stored_labels(image.labels_path))
             if label is not None:
                 found.append((image.labels_path, label))
@@ -196,23 +244,16 @@ def _seemingly_ignored(labels: npt.NDArray[np.integer]) -> int | None:
 
 
 @contextmanager
-def reading_labels(path: Path, kind: str) -> Iterator[None]:
+def _reading_labels(path: Path, kind: str) -> Iterator[None]:
     """Turn exceptions of the file libraries into a `FormatError` that names the file."""
     try:
-        with reading(path, f"cannot be read as {kind}"):
+        with reading(path, f"cannot be read as {kind}", "copy the file again"):
             yield
     except SlideError as error:
-        raise FormatError(error.what, "copy the file again") from error
+        raise FormatError(error.what, error.hint) from error
 
 
-def checked_labels(path: Path, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-    """Return the labels of a file as int32; those beyond 16 bits are renumbered from 1.
-
-    Raises
-    ------
-    FormatError
-        If a label is negative, or is -1 that was stored as an unsigned number of 32 or 64 bits.
-    """
+def _checked_labels(path: Path, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
     lowest, largest = labels.min(initial=0), labels.max(initial=0)
     unsigned = np.issubdtype(labels.dtype, np.unsignedinteger) and labels.dtype.itemsize >= 4
     if lowest < 0 or (unsigned and largest == np.iinfo(labels.dtype).max):
@@ -227,9 +268,7 @@ def checked_labels(path: Path, labels: npt.NDArray[np.integer]) -> npt.NDArray[n
     return labels.astype(np.int32)
 
 
-def read_folder(
-    folder: Path, *, split: str | None = None, names: Sequence[str] | None = None
-) -> Iterator[AnnotatedImage]:
+def read_folder(folder: Path, names: Sequence[str] | None = None) -> Iterator[AnnotatedImage]:
     """Find the annotated images of a folder with ``images/`` and ``labels/``.
 
     Parameters
@@ -237,8 +276,6 @@ def read_folder(
     folder : Path
         ``images/STEM.{png,jpg,tif}`` are RGB images, ``labels/STEM.{png,tif,npy}`` their instance
         maps (uint16; 0 = background), or ``labels/STEM.geojson`` (or ``.geojson.gz``) outlines.
-    split : str, optional
-        Only the stems of this split in `folder`'s ``splits.json``, a mapping of splits to stems.
     names : sequence of str, optional
         Only these stems.
 
@@ -250,20 +287,15 @@ def read_folder(
     Raises
     ------
     NotFoundError
-        If the folder, a subfolder, ``splits.json``, or a file of a selected stem is missing.
+        If the folder, a subfolder, or a file of a selected stem is missing.
     UsageError
-        If `split` is not in ``splits.json``, or no image is left.
+        If no image is left.
     FormatError
-        If ``splits.json`` is not a mapping of names to lists of stems, or two images or two label
-        files have the same stem.
+        If two images or two label files have the same stem.
     """
     images = _in_folder(folder / "images", IMAGE_SUFFIXES)
     labels = _in_folder(folder / "labels", LABEL_SUFFIXES)
-    wanted = set(images)
-    if split is not None:
-        wanted = set(read_split(folder / "splits.json", split))
-    if names is not None:
-        wanted = wanted & set(names) if split is not None else set(names)
+    wanted = set(images if names is None else names)
     if not wanted:
         raise UsageError(f"{folder}: no annotated image is selected")
     for kind, found in (("images", images), ("labels", labels)):
@@ -298,12 +330,16 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     for path in sorted(p for p in paths if not p.name.startswith(".")):
         stem = path.name[: -len(label_suffix(path))]
         if stem in found:
-            raise FormatError(
-                f"{path}: {found[stem]} has the same name",
-                "keep one of the two, or evaluate them separately",
-            )
+            raise same_name(path, found[stem])
         found[stem] = path
     return found
+
+
+def same_name(path: Path, first: Path) -> FormatError:
+    """Return the error about two files that cannot be told apart."""
+    return FormatError(
+        f"{path}: {first} has the same name", "keep one of the two, or evaluate them separately"
+    )
 
 
 def label_suffix(path: Path) -> str:
@@ -313,7 +349,7 @@ def label_suffix(path: Path) -> str:
 
 
 def read_split(path: Path, split: str) -> list[str]:
-    """Return the image names of a split, from a JSON file that maps splits to names.
+    """Return the image names of a split, each once, from a JSON file that maps splits to names.
 
     Raises
     ------
@@ -334,4 +370,4 @@ def read_split(path: Path, split: str) -> list[str]:
         raise FormatError(f"{path}: not a mapping of split names to lists of image names")
     if split not in splits:
         raise UsageError(f"{path}: no split {split!r}", f"it has {', '.join(sorted(splits))}")
-    return [str(stem) for stem in splits[split]]
+    return list(dict.fromkeys(str(stem) for stem in splits[split]))

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import logging
-import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
-import scipy.io
 import shapely
 import skimage.measure
 
 from qpnuclei.choices import DatasetLayout
-from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, UsageError, number_of
 from qpnuclei.evaluation.datasets import (
     GEOJSON_SUFFIXES,
     IMAGE_SUFFIXES,
     AnnotatedImage,
     by_stem,
-    checked_labels,
     label_suffix,
     read_folder,
     read_instance_map,
     read_split,
-    reading_labels,
+    same_name,
 )
 from qpnuclei.evaluation.labelmap import label_map
+from qpnuclei.qupath.areas import polygons_in
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.slides.readers.reader import warn_once
 from qpnuclei.system.arguments import check_choice
 from qpnuclei.system.files import check_folder
 
@@ -54,14 +54,14 @@ class MonusegImage(AnnotatedImage):
         """Return the (H, W) int32 instance map of the regions in the XML file.
 
         A pixel belongs to the first outline in the file that contains its centre, as in the
-        authors' own script.
+        authors' own script. Regions without any pixel are counted in a warning.
 
         Raises
         ------
         FormatError
-            If the file is not an XML file of ImageScope.
+            If the file is not an XML file of ImageScope, or no region is in the image.
         """
-        return label_map(_regions(self.labels_path), self.read_image().shape[:2])
+        return _drawn(self, [polygons_in(region) for region in _regions(self.labels_path)])
 
 
 @dataclass(frozen=True)
@@ -100,26 +100,23 @@ class GeojsonImage(AnnotatedImage):
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return the (H, W) int32 instance map.
 
-        The nuclei of cells are drawn. Where outlines overlap, the first one counts.
+        The nuclei of cells are drawn. Where outlines overlap, the first one counts. Objects without
+        any pixel are counted in a warning.
 
         Raises
         ------
         FormatError
-            If the file is not GeoJSON, or has no area of these classes.
+            If the file is not GeoJSON, or has no area of these classes in the image.
         """
-        shapes = []
+        areas = []
         for found in read_objects(self.labels_path):
             name = None if found.path_class is None else found.path_class.name
             if not self.classes or name in self.classes:
-                shape = found.nucleus or found.geometry
-                if shape.geom_type in ("Polygon", "MultiPolygon"):
-                    shapes.append(shape)
-        if not shapes:
+                areas.append(polygons_in(found.nucleus or found.geometry))
+        if not any(map(len, areas)):
             of = f" of class {' or '.join(map(repr, self.classes))}" if self.classes else ""
             raise FormatError(f"{self.labels_path}: contains no outline{of} with an area")
-        parts, owners = shapely.get_parts(np.array(shapes, dtype=object), return_index=True)
-        labels = label_map(parts, self.read_image().shape[:2])
-        return np.append(0, owners + 1).astype(np.int32)[labels]
+        return _drawn(self, areas)
 
 
 @dataclass(frozen=True)
@@ -143,41 +140,30 @@ class ConsepImage(AnnotatedImage):
            multi-tissue histology images", Medical Image Analysis 58, 2019.
     """
 
-    def read_labels(self) -> npt.NDArray[np.int32]:
-        """Return the (H, W) int32 instance map, as `checked_labels` does.
 
-        Raises
-        ------
-        FormatError
-            If the file is not a MATLAB file (before 7.3), or has no such map; or as
-            `checked_labels`.
-        """
-        with reading_labels(self.labels_path, "a MATLAB file"):
-            try:
-                content = scipy.io.loadmat(self.labels_path)
-            except (scipy.io.matlab.MatReadError, zlib.error) as error:
-                raise OSError(str(error)) from error
-        found = content.get("inst_map")
-        whole = _whole_numbers(found)
-        if whole is None:
-            names = sorted(name for name in content if not name.startswith("__"))
-            raise FormatError(
-                f"{self.labels_path}: has no 2-D array of whole numbers 'inst_map', only {names!r}"
-            )
-        return checked_labels(self.labels_path, whole)
-
-
-def _whole_numbers(found: object) -> npt.NDArray[np.integer] | None:
-    """Return a 2-D array as integers; None if it is not one of whole numbers."""
-    if not isinstance(found, np.ndarray) or found.ndim != 2:
-        return None
-    if np.issubdtype(found.dtype, np.integer):
-        return found
-    if not np.issubdtype(found.dtype, np.floating):
-        return None
-    with np.errstate(invalid="ignore"):  # NaN, infinity, and numbers beyond 64 bits
-        whole = found.astype(np.int64)
-    return whole if np.array_equal(whole, found) else None
+def _drawn(
+    image: AnnotatedImage, nuclei: Sequence[npt.NDArray[np.object_]]
+) -> npt.NDArray[np.int32]:
+    """Draw nuclei, each of any number of polygons, into an instance map as large as the image."""
+    height, width = image.read_image().shape[:2]
+    owners = np.repeat(np.arange(len(nuclei), dtype=np.int32), [len(parts) for parts in nuclei])
+    labels = label_map([part for parts in nuclei for part in parts], (height, width))
+    labels = np.append(np.int32(0), owners + np.int32(1))[labels]
+    lost = len(nuclei) - int(np.count_nonzero(np.unique(labels)))
+    place = f"in the image {image.image_path.name} of {width} x {height} px"
+    if nuclei and lost == len(nuclei):
+        raise FormatError(
+            f"{image.labels_path}: none of {number_of(lost, 'outline')} has a pixel {place}",
+            "give outlines in px of this image, not of the slide that it was cut from",
+        )
+    if lost:
+        warn_once(
+            _log,
+            f"{image.labels_path}: {lost} of {number_of(len(nuclei), 'outline')} "
+            f"{'has' if lost == 1 else 'have'} no pixel {place}: outside of it, covered by "
+            "others, or without an area",
+        )
+    return labels
 
 
 def read_monuseg(folder: Path) -> list[AnnotatedImage]:
@@ -189,14 +175,23 @@ def read_monuseg(folder: Path) -> list[AnnotatedImage]:
 
 
 def read_tnbc(folder: Path) -> list[AnnotatedImage]:
-    """Find the images of TNBC: ``Slide_NN/*.png`` and ``GT_NN/*.png`` with the same name."""
+    """Find the images of TNBC: ``Slide_NN/*.png`` and ``GT_NN/*.png`` with the same name.
+
+    Images of several slides with the same name are told apart by the folder: ``Slide_01/1``.
+    """
     found: list[AnnotatedImage] = []
     for slide in sorted(folder.glob("Slide_*")):
         truth = slide.with_name(slide.name.replace("Slide_", "GT_"))
         images, masks = by_stem(slide.glob("*.png")), by_stem(truth.glob("*.png"))
         _check_pairs(slide, images, masks, f"mask in {truth.name}")
         found += [TnbcImage(name, images[name], masks[name], _MPP_40X) for name in sorted(images)]
-    return found
+    times = Counter(image.name for image in found)
+    return [
+        replace(image, name=f"{image.image_path.parent.name}/{image.name}")
+        if times[image.name] > 1
+        else image
+        for image in found
+    ]
 
 
 def read_consep(folder: Path) -> list[AnnotatedImage]:
@@ -234,7 +229,8 @@ def read_dataset(
         JSON file that maps splits to lists of image names; ``splits.json`` in `folder` if not
         given.
     components : bool
-        Whether each connected part of a mask is a nucleus, in the layout ``"folder"``.
+        Whether each connected part of a mask is a nucleus, in the layouts ``"folder"`` and
+        ``"consep"``.
     truth_classes : sequence of str
         Only objects of these classes, for GeoJSON labels in the layout ``"folder"``.
 
@@ -271,20 +267,24 @@ def read_dataset(
             f"--truth-class is for projects and GeoJSON, and {folder} has the layout of {layout}",
             "leave it out",
         )
-    if components:
+    if components and layout != "consep":
         raise UsageError(
             f"--components is for masks in labels/, and {folder} has the layout of {layout}",
             "leave it out",
         )
-    images = _READERS[layout](folder)
-    if names is not None:
-        by_name = {image.name: image for image in images}
-        if missing := sorted(set(names) - by_name.keys()):
-            raise NotFoundError(f"{folder}: no image {missing[0]!r} of the split {split!r}")
-        images = [by_name[name] for name in sorted(names)]
-    if not images:
+    by_name: dict[str, AnnotatedImage] = {}
+    for image in _READERS[layout](folder):
+        if image.name in by_name:
+            raise same_name(image.image_path, by_name[image.name].image_path)
+        by_name[image.name] = _as_mask(image) if components else image
+    if not by_name:
         raise UsageError(f"{folder}: contains no image in the layout of {layout}")
-    return layout, images
+    wanted = by_name if names is None else names
+    if missing := sorted(set(wanted) - by_name.keys()):
+        raise NotFoundError(f"{folder}: no image {missing[0]!r} of the split {split!r}")
+    if not wanted:
+        raise UsageError(f"{folder}: no annotated image is selected")
+    return layout, [by_name[name] for name in sorted(wanted)]
 
 
 _READERS: Mapping[str, Callable[[Path], list[AnnotatedImage]]] = {
@@ -306,10 +306,14 @@ def _of_folder(
             f"--truth-class is for outlines with classes, not for {image.labels_path}",
             "leave it out",
         )
-    same = (image.name, image.image_path, image.labels_path, image.mpp)
     if is_geojson:
+        same = (image.name, image.image_path, image.labels_path, image.mpp)
         return GeojsonImage(*same, tuple(truth_classes))
-    return MaskImage(*same) if components else image
+    return _as_mask(image) if components else image
+
+
+def _as_mask(image: AnnotatedImage) -> MaskImage:
+    return MaskImage(image.name, image.image_path, image.labels_path, image.mpp)
 
 
 def _detect(folder: Path) -> str:
@@ -344,7 +348,7 @@ def _check_pairs(
 
 
 def _regions(path: Path) -> Sequence[shapely.Polygon]:
-    """Return the outlines of ImageScope's regions in px, without those of fewer than 3 points."""
+    """Return the outlines of ImageScope's regions in px; those of fewer than 3 points are empty."""
     try:
         root = ElementTree.parse(path).getroot()
         outlines = [
@@ -355,4 +359,4 @@ def _regions(path: Path) -> Sequence[shapely.Polygon]:
         raise FormatError(f"{path}: is not an XML file of ImageScope: {error!r}") from error
     if not outlines and root.tag != "Annotations":
         raise FormatError(f"{path}: is XML of <{root.tag}>, not of ImageScope's <Annotations>")
-    return [shapely.Polygon(outline) for outline in outlines if len(outline) >= 3]
+    return [shapely.Polygon(outline if len(outline) >= 3 else None) for outline in outlines]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from msgspec.structs import replace
 
 from qpnuclei.errors import FormatError, number_of
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
-from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels, read_folder
+from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels
 from qpnuclei.evaluation.evaluate import image_mpp
+from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import segment_instances
@@ -70,7 +71,7 @@ def read_validation(folder: Path, mpp: float | None, model_mpp: float) -> list[L
     Raises
     ------
     qpnuclei.errors.NotFoundError, qpnuclei.errors.FormatError, qpnuclei.errors.UsageError
-        As `qpnuclei.evaluation.datasets.read_folder`, and if labels differ from their image in
+        As `qpnuclei.evaluation.formats.read_dataset`, and if labels differ from their image in
         size.
     qpnuclei.errors.MppError
         If the resolution is unknown or implausible.
@@ -91,7 +92,7 @@ def validation_digest(folder: Path, mpp: float | None) -> str:
     qpnuclei.errors.MppError
         As `read_validation`.
     """
-    images = list(_validation_images(folder))
+    images = _validation_images(folder)
     total = hashlib.sha256()
     for image in images:
         files = [_digest_of(path) for path in (image.image_path, image.labels_path)]
@@ -110,9 +111,9 @@ def validation_doubts(folder: Path) -> list[str]:
     return doubts_about_labels(_validation_images(folder))
 
 
-def _validation_images(folder: Path) -> Iterator[AnnotatedImage]:
+def _validation_images(folder: Path) -> list[AnnotatedImage]:
     split = "val" if (folder / "splits.json").is_file() else None
-    return read_folder(folder, split=split)
+    return read_dataset(folder, "folder", split)[1]
 
 
 def _digest_of(path: Path) -> str:

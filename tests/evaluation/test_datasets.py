@@ -7,6 +7,7 @@ from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
 from qpnuclei.evaluation.datasets import doubts_about_labels, read_folder, read_rgb
+from qpnuclei.evaluation.formats import read_dataset
 
 
 @pytest.fixture
@@ -64,9 +65,8 @@ def test_a_label_that_seems_to_mark_ignored_pixels(folder, kind, values, is_doub
 
 
 def test_a_split_and_names_select(folder):
-    assert [i.name for i in read_folder(folder, split="val")] == ["b", "c"]
-    assert [i.name for i in read_folder(folder, names=["c"])] == ["c"]
-    assert [i.name for i in read_folder(folder, split="val", names=["a", "c"])] == ["c"]
+    assert [i.name for i in read_dataset(folder, split="val")[1]] == ["b", "c"]
+    assert [i.name for i in read_folder(folder, ["c"])] == ["c"]
 
 
 def test_what_is_missing_is_named(folder):
@@ -75,10 +75,10 @@ def test_what_is_missing_is_named(folder):
     with pytest.raises(NotFoundError, match="labels: no file for 'b'"):
         read_folder(folder)
     with pytest.raises(NotFoundError, match="images: no file for 'nobody'"):
-        read_folder(folder, names=["nobody"])
+        read_folder(folder, ["nobody"])
     with pytest.raises(NotFoundError, match="no such folder"):
         read_folder(folder / "elsewhere")
-    assert [i.name for i in read_folder(folder, names=["a"])] == ["a"]
+    assert [i.name for i in read_folder(folder, ["a"])] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_hidden_files_of_a_mac_are_not_images(folder):
 
 def test_an_unknown_split_names_those_there_are(folder):
     with pytest.raises(UsageError, match=r"no split 'test' \(it has train, val\)"):
-        read_folder(folder, split="test")
+        read_dataset(folder, split="test")
     (folder / "splits.json").unlink()
     with pytest.raises(NotFoundError, match=r"splits\.json: no such file"):
-        read_folder(folder, split="val")
+        read_dataset(folder, split="val")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"val": "a"}'])
@@ -117,12 +117,12 @@ def test_broken_splits_are_refused(folder, text):
     (folder / "splits.json").write_text(text)
 
     with pytest.raises(FormatError, match=r"splits\.json"):
-        read_folder(folder, split="val")
+        read_dataset(folder, split="val")
 
 
 def test_nothing_selected_is_an_error(folder):
     with pytest.raises(UsageError, match="no annotated image is selected"):
-        read_folder(folder, split="val", names=["a"])
+        read_folder(folder, [])
 
 
 def test_what_is_no_image_or_no_instance_map_is_refused(folder):
@@ -137,6 +137,17 @@ def test_what_is_no_image_or_no_instance_map_is_refused(folder):
         a.read_labels()
     with pytest.raises(FormatError, match=r"b\.png: an array of uint8\(4, 5, 3\)"):
         b.read_labels()
+
+
+def test_a_label_image_beyond_pillows_limit_is_named(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)  # the limit is twice as many
+    _, b, _ = read_folder(folder)
+
+    with pytest.raises(FormatError, match=r"b\.png is too large for an untiled image") as caught:
+        b.read_labels()
+    assert "TIFF or NPY" in caught.value.hint
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert b.read_labels().shape == (4, 5)  # without Pillow's warning
 
 
 @pytest.mark.parametrize("kind", [np.uint32, np.int64, np.uint64])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+import shapely
 import tifffile
 from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.evaluation.datasets import doubts_about_labels
 from qpnuclei.evaluation.formats import read_dataset
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.writing import write_objects
 from tests.evaluation.images import write_folder
 
 
@@ -46,7 +52,9 @@ def monuseg(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_monuseg_is_pixels_whose_centre_lies_in_an_outline(monuseg: Path) -> None:
+def test_monuseg_is_pixels_whose_centre_lies_in_an_outline(
+    monuseg: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     layout, (image,) = read_dataset(monuseg)
     rgb, labels = image.read()
 
@@ -55,8 +63,50 @@ def test_monuseg_is_pixels_whose_centre_lies_in_an_outline(monuseg: Path) -> Non
     expected = np.zeros((10, 12), int)
     expected[4:8, 4:8] = 2
     expected[2:6, 1:5] = 1  # where two overlap, the first of the file
-    expected[8:, 9:] = 3
+    expected[8:, 9:] = 4
     np.testing.assert_array_equal(labels, expected)
+    assert "TCGA-1.xml: 1 of 4 outlines has no pixel in the image TCGA-1.tif" in caplog.text
+
+
+def write_outlines(path: Path, *outlines: shapely.Geometry) -> None:
+    if path.suffix == ".xml":
+        regions = [region(*outline.exterior.coords[:-1]) for outline in outlines]
+        path.write_text(image_scope(*regions))
+    else:
+        write_objects(path, [GeoJsonObject("detection", outline) for outline in outlines])
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".geojson"])
+def test_outlines_without_a_pixel_of_the_image_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    tifffile.imwrite(images / "a.tif", pink(), photometric="rgb")
+    inside, hidden = shapely.box(1, 1, 5, 5), shapely.box(2, 2, 4, 4)
+    outside, across = shapely.box(100, 100, 120, 120), shapely.box(8, 8, 40, 40)
+
+    write_outlines(labels / f"a{suffix}", inside, hidden, outside, across)
+    _, (image,) = read_dataset(tmp_path, "monuseg" if suffix == ".xml" else "folder")
+    assert np.unique(image.read_labels()).tolist() == [0, 1, 4]
+    image.read_labels()
+    assert caplog.text.count(f"a{suffix}: 2 of 4 outlines have no pixel in the image a.tif") == 1
+
+    write_outlines(labels / f"a{suffix}", outside)
+    with pytest.raises(
+        FormatError, match=rf"a\{suffix}: none of 1 outline has a pixel .* a\.tif of 12 x 10 px"
+    ) as caught:
+        image.read_labels()
+    assert "in px of this image" in caught.value.hint
+
+
+def test_the_areas_of_a_geometry_collection_are_drawn(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", ("a",))
+    (folder / "labels" / "a.png").unlink()
+    parts = [shapely.box(1, 1, 5, 5), shapely.Point(9, 9)]
+    write_outlines(folder / "labels" / "a.geojson", shapely.GeometryCollection(parts))
+    assert read_dataset(folder)[1][0].read_labels().sum() == 16
 
 
 @pytest.mark.parametrize(
@@ -169,6 +219,61 @@ def test_consep_keeps_large_labels_apart_and_refuses_negative_ones(consep: Path)
         read_dataset(consep)[1][0].read_labels()
 
 
+def test_a_label_of_consep_that_seems_to_mark_ignored_pixels(consep: Path) -> None:
+    path = consep / "Test" / "Labels" / "test_1.mat"
+    instances = np.zeros((10, 12))
+    for largest, notes in ((255, 1), (65535, 1), (41, 0)):
+        instances[0, :3] = 1, 2, largest
+        scipy.io.savemat(path, {"inst_map": instances})
+        assert len(doubts_about_labels(read_dataset(consep)[1])) == notes
+
+
+def test_a_matlab_file_of_version_7_3_is_named(consep: Path) -> None:
+    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
+    (consep / "Test" / "Labels" / "test_1.mat").write_bytes(header + bytes(512))
+    with pytest.raises(
+        FormatError, match=r"test_1\.mat: is a MATLAB file of version 7\.3"
+    ) as caught:
+        read_dataset(consep)[1][0].read_labels()
+    assert "save it in version 7" in caught.value.hint
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    match path.suffix:
+        case ".png":
+            Image.fromarray(mask).save(path)
+        case ".tif":
+            tifffile.imwrite(path, mask)
+        case ".npy":
+            np.save(path, mask)
+        case ".mat":
+            scipy.io.savemat(path, {"inst_map": mask})
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".npy", ".mat"])
+@pytest.mark.parametrize("kind", [bool, np.uint8])
+def test_a_mask_is_no_instance_map_in_any_file(
+    tmp_path: Path, consep: Path, suffix: str, kind: type
+) -> None:
+    mask = np.zeros((10, 12), kind)
+    mask[1:4, 1:4] = mask[6:9, 6:9] = kind(255)
+    if suffix == ".mat":
+        folder, path = consep / "Test", consep / "Test" / "Labels" / "test_1.mat"
+    else:
+        folder = write_folder(tmp_path / "set", ("a",))
+        (folder / "labels" / "a.png").unlink()
+        path = folder / "labels" / f"a{suffix}"
+    write_mask(path, mask)
+
+    with pytest.raises(FormatError, match="a mask with one value in 2 parts") as caught:
+        read_dataset(folder)[1][0].read_labels()
+    assert "--components" in caught.value.hint
+    (image,) = read_dataset(folder, components=True)[1]
+    labels = image.read_labels()
+    assert np.unique(labels).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(labels > 0, mask > 0)
+
+
 def test_a_truncated_matlab_file_is_named(consep: Path) -> None:
     path = consep / "Test" / "Labels" / "test_1.mat"
     noise = np.random.default_rng(0).integers(1, 9, (10, 12))
@@ -202,6 +307,39 @@ def test_splits_go_with_any_layout(tnbc: Path) -> None:
     assert [i.name for i in read_dataset(tnbc, split="val")[1]] == ["02_1"]
     with pytest.raises(NotFoundError, match="no image '99_1' of the split 'gone'"):
         read_dataset(tnbc, split="gone")
+
+
+@pytest.mark.parametrize("layout", ["monuseg", "tnbc", "consep"])
+def test_an_image_that_a_split_names_twice_is_selected_once(
+    layout: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(layout)
+    name = read_dataset(folder)[1][0].name
+    (folder / "splits.json").write_text(json.dumps({"val": [name, name]}))
+    found, images = read_dataset(folder, split="val")
+    assert (found, [image.name for image in images]) == (layout, [name])
+
+
+def test_images_of_the_same_name_in_two_parts_of_consep_are_refused(consep: Path) -> None:
+    for kind, suffix in (("Images", ".png"), ("Labels", ".mat")):
+        path = consep / "Train" / kind / f"train_1{suffix}"
+        shutil.copy(path, consep / "Test" / kind)
+    with pytest.raises(
+        FormatError,
+        match=r"Train/Images/train_1\.png: .*Test/Images/train_1\.png has the same name",
+    ):
+        read_dataset(consep)
+
+
+def test_the_slides_of_tnbc_tell_images_of_the_same_name_apart(tnbc: Path) -> None:
+    for path in sorted(tnbc.glob("*/*.png")):
+        path.rename(path.with_name("1.png"))
+    (tnbc / "splits.json").write_text('{"val": ["Slide_02/1"], "any": ["1"]}')
+    assert [i.name for i in read_dataset(tnbc)[1]] == ["Slide_01/1", "Slide_02/1"]
+    (image,) = read_dataset(tnbc, split="val")[1]
+    assert image.labels_path == tnbc / "GT_02" / "1.png"
+    with pytest.raises(NotFoundError, match="no image '1' of the split 'any'"):
+        read_dataset(tnbc, split="any")
 
 
 def test_half_a_pair_is_named(tnbc: Path) -> None:

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from PIL import Image
 from skimage.draw import disk
@@ -15,10 +16,15 @@ from qpnuclei.evaluation.tuning import (
     recoloured,
     summarise,
     tune_post_processing,
+    validation_digest,
+    validation_doubts,
 )
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
 from qpnuclei.models.student import StudentNet
+from qpnuclei.qupath.geojson.objects import GeoJsonObject
+from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.segmentation.predictor import Predictor
+from tests.evaluation.images import write_folder
 
 
 def _image(specks: bool, threshold: float) -> PredictedImage:
@@ -177,3 +183,17 @@ def test_predict_gives_maps_of_the_images_size(folder):
     assert predicted.attention.shape == predicted.labels.shape == (64, 48)
     assert predicted.centre is not None
     assert predicted.centre.shape == (64, 48)
+
+
+def test_validation_takes_every_kind_of_labels_that_an_evaluation_takes(tmp_path):
+    folder = write_folder(tmp_path / "set", ("a",))
+    (folder / "splits.json").unlink()
+    (folder / "labels" / "a.png").unlink()
+    outline = GeoJsonObject("detection", shapely.box(10, 10, 30, 30))
+    write_objects(folder / "labels" / "a.geojson", [outline])
+
+    (image,) = read_validation(folder, 0.25, 0.25)
+
+    assert image.labels.sum() == 400
+    assert validation_doubts(folder) == []
+    assert validation_digest(folder, 0.25).startswith("1 image, ")

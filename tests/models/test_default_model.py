@@ -105,7 +105,7 @@ def test_beats_the_classical_baseline_on_images_it_did_not_learn_from(predictor)
     if not MONUSEG.is_dir():
         pytest.skip("needs ../shared/data/monuseg-train")
     gains = []
-    for image in read_folder(MONUSEG, split="val", names=NAMES):
+    for image in read_folder(MONUSEG, NAMES):
         rgb, labels = image.read_image(), image.read_labels()
         ours = _instances(predictor, rgb)
         baseline = segment_instances(haematoxylin_attention(rgb), PostProcessing())
@@ -121,7 +121,7 @@ def test_the_coarse_network_holds_at_20x(coarse, predictor):
     """Against the fine one on the enlarged 20x images, which it replaces."""
     if not MONUSEG.is_dir():
         pytest.skip("needs ../shared/data/monuseg-train")
-    images = at_resolution(read_folder(MONUSEG, split="val", names=NAMES), 0.25, 0.5)
+    images = at_resolution(read_folder(MONUSEG, NAMES), 0.25, 0.5)
     scores = {"coarse": [], "enlarged": []}
     for image in images:
         enlarged = _instances(predictor, scaled(image.rgb, 2))[::2, ::2]

@@ -41,20 +41,37 @@ def open_plain(path: Path, series: int | None = None) -> SlideReader:
     qpnuclei.errors.SlideError
         If it is damaged, too large, or not 8-bit grey or RGB.
     """
+    refuse_series(path, series)
+    with reading(path, "is damaged"), pillow_image(path, CONVERT) as image:
+        return _decoded(path, image)
+
+
+def pillow_image(path: Path, instead: str) -> Image.Image:
+    """Open a PNG, JPEG or BMP with Pillow.
+
+    Slides are large: Pillow's warning about large images is ignored, but its hard limit is kept.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    instead : str
+        What to do with an image beyond the limit.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If the image is larger than the limit; other errors are Pillow's.
+    """
     from PIL import Image
 
-    refuse_series(path, series)
-    with reading(path, "is damaged"), warnings.catch_warnings():
-        # Slides are large: ignore Pillow's warning, but keep its hard limit.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(path, formats=_FORMATS)
+            return Image.open(path, formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise SlideError(
-                f"{path} is too large for an untiled image: {error}", CONVERT
+                f"{path} is too large for an untiled image: {error}", instead
             ) from error
-        with image:
-            return _decoded(path, image)
 
 
 def _decoded(path: Path, image: Image.Image) -> SlideReader:

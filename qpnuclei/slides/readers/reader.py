@@ -20,6 +20,7 @@ from qpnuclei.slides.pixels import RGB
 
 #: Hint for files that cannot be read.
 CONVERT = "convert it to a tiled, pyramidal 8-bit RGB TIFF (QuPath: Export images > OME TIFF)"
+_COPY_AGAIN = "copy the slide again, or " + CONVERT
 #: Hint for images with more than 8 bits.
 CONVERT_TO_8_BIT = "qpnuclei reads brightfield images; export it as 8-bit RGB"
 
@@ -86,7 +87,7 @@ class SlideReader(Protocol):
 
 
 @contextmanager
-def reading(path: Path, trouble: str = "cannot be read") -> Iterator[None]:
+def reading(path: Path, trouble: str = "cannot be read", hint: str = _COPY_AGAIN) -> Iterator[None]:
     """Turn exceptions of the file libraries into a `SlideError` that names the file."""
     try:
         yield
@@ -98,7 +99,7 @@ def reading(path: Path, trouble: str = "cannot be read") -> Iterator[None]:
         if not isinstance(error, KeyError | IndexError):
             reason = str(error).strip().splitlines() or [type(error).__name__]
             what += f": {reason[0]}"
-        raise SlideError(what, "copy the slide again, or " + CONVERT) from error
+        raise SlideError(what, hint) from error
 
 
 @lru_cache(maxsize=4096)
