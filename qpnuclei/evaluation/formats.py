@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -352,7 +353,7 @@ def _regions(path: Path) -> Sequence[shapely.Polygon]:
     try:
         root = ElementTree.parse(path).getroot()
         outlines = [
-            [(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.iter("Vertex")]
+            [(_px(v.attrib["X"]), _px(v.attrib["Y"])) for v in region.iter("Vertex")]
             for region in root.iter("Region")
         ]
     except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
@@ -360,3 +361,10 @@ def _regions(path: Path) -> Sequence[shapely.Polygon]:
     if not outlines and root.tag != "Annotations":
         raise FormatError(f"{path}: is XML of <{root.tag}>, not of ImageScope's <Annotations>")
     return [shapely.Polygon(outline if len(outline) >= 3 else None) for outline in outlines]
+
+
+def _px(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a vertex is at {text}")
+    return value

@@ -116,6 +116,7 @@ def test_the_areas_of_a_geometry_collection_are_drawn(tmp_path: Path) -> None:
         ("<annotation/>", "XML of <annotation>"),
         (image_scope('<Region><Vertex X="one" Y="2"/></Region>'), "not an XML file of ImageScope"),
         (image_scope('<Region><Vertex Y="2"/></Region>'), "not an XML file of ImageScope"),
+        (image_scope(region((1, 2), (np.nan, 2), (3, 4))), "a vertex is at nan"),
     ],
 )
 def test_what_is_not_of_image_scope_is_refused(monuseg: Path, xml: str, message: str) -> None:
