@@ -170,7 +170,11 @@ def evaluate(
         )
 
     from qpnuclei.evaluation.reading import read_annotated
+    from qpnuclei.evaluation.report import report_files, write_report
+    from qpnuclei.system.files import check_file_target
 
+    for file in report_files(output):
+        check_file_target(file)
     read = read_annotated(
         dataset,
         layout,
@@ -189,7 +193,6 @@ def evaluate(
     from qpnuclei.cli.console import print_json, print_status, progress_bar, stdout
     from qpnuclei.evaluation.assessment import AssessmentOptions, assess
     from qpnuclei.evaluation.page import evaluation_page
-    from qpnuclei.evaluation.report import write_report
 
     options = AssessmentOptions(
         model=None if method == "hematoxylin" else model or DEFAULT_MODEL,
@@ -212,10 +215,12 @@ def evaluate(
             bar.update(tasks[stage], completed=done, total=total, note=note)
 
         report = assess(read.images[:limit], described, options, progress, read.notes)
-    write_report(report, output, evaluation_page(report, pictures))
     if json:
         print_json(report.to_json())
     else:
         stdout.print(Text(report.to_markdown()))
-    for suffix in (".json", ".md", ".html"):
-        print_status(f"written: {output.with_suffix(suffix)}")
+    write_report(report, output, evaluation_page(report, pictures))
+    for file in report_files(output):
+        print_status(f"written: {file}")
+    if report.unwritten is not None:
+        raise report.unwritten

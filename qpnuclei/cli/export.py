@@ -127,9 +127,9 @@ def _check_file(output: Path, by: ExportedRow, kind: NucleusFormat | None) -> No
     elif kind is not None:
         raise UsageError("--format is only for --by nucleus", "add --by nucleus, or leave it out")
     else:
-        from qpnuclei.qupath.count_table import check_table_name
+        from qpnuclei.qupath.count_table import check_table
 
-        check_table_name(output)
+        check_table(output)
 
 
 def _export_nuclei(

@@ -72,10 +72,12 @@ def export_geojson(
     from qpnuclei.qupath.geojson.exporting import export_image
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.system.files import check_folder_target
 
     opened = open_project(project, backend=backend)
     entries = match_images(opened, tuple(image or ()))
     check_classes(opened, entries, tuple(roi or ()))
+    check_folder_target(output)
     results: list[dict[str, Any]] = []
 
     for entry in entries:

@@ -130,12 +130,11 @@ def preview(
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
-    from qpnuclei.report.page import check_page_name
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
 
     if output is not None:
-        check_page_name(output)
+        _check_targets(output)
     is_slide = _is_slide(source)
     if is_slide and (roi or roi_name or roi_id or roi_all):
         raise UsageError(
@@ -163,6 +162,8 @@ def preview(
             path = output or opened.path.parent / OWN_FOLDER / "preview.html"
             asked = asked_mpp(mpp, None, opened, entries, image)
 
+        if output is None:
+            _check_targets(path)
         # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.options import RunOptions
         from qpnuclei.report.preview import choices_of, preview_project, preview_slide
@@ -292,6 +293,15 @@ def _print_counts(page: Path, shown: Sequence[Field], choices: Sequence[Choice])
         stdout.print(f"{label_of(choice, choices)}: {counts} nuclei")
     print_status(f"page:    {page}")
     print_status(f"picture: {page.with_suffix('.png')}")
+
+
+def _check_targets(page: Path) -> None:
+    """Check, before long work, that the page and the picture beside it can be written."""
+    from qpnuclei.report.page import check_page
+    from qpnuclei.system.files import check_file_target
+
+    check_page(page)
+    check_file_target(page.with_suffix(".png"))
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:

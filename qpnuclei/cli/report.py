@@ -77,11 +77,11 @@ def report(
     from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
-    from qpnuclei.report.page import PAGE, ReportOptions, check_page_name, write_report
+    from qpnuclei.report.page import PAGE, ReportOptions, check_page, write_report
     from qpnuclei.report.runs import images_of, is_run_folder, project_of, read_run, runs_of
 
     if output is not None:
-        check_page_name(output)
+        check_page(output)
     run = read_run(source) if is_run_folder(source) else None
     opened = open_project(
         source if run is None else project_of(run), backend=backend, image_root=image_root

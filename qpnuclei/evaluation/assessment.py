@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import structs
 
 from qpnuclei.choices import Speed
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.evaluation import classical
 from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels
 from qpnuclei.evaluation.evaluate import (
@@ -51,6 +51,7 @@ from qpnuclei.segmentation.engine import (
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.system.files import check_file_target
 from qpnuclei.system.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -120,13 +121,15 @@ def assess(
     ------
     qpnuclei.errors.QpnucleiError
         If the model, the device, an image or an annotation is missing or unusable, or a resolution
-        is unknown; or if the tuned model cannot be written or would replace a packaged model.
+        is unknown; or if the file for the tuned model is in a folder that is not writable, or would
+        replace a packaged model. If it cannot be written in the end, the report has the error.
     """
     started = time.time()
     _check_target(options)
     provenance: dict[str, Any] = {"arguments": asdict(options)}
     others: list[Evaluation] = []
     notes = list(notes)
+    unwritten: SaveError | None = None
     for doubt in doubts_about_labels(images):
         _log.warning("%s", doubt)
         notes.append(doubt)
@@ -166,21 +169,25 @@ def assess(
             result = _measure(name, partial(segment, engine), images, options, progress)
             notes += _tuning_notes(name, parameters)
             if options.write_model is not None:
-                _write_tuned(
-                    options.write_model,
-                    models[0],
-                    tuned.predictor.metadata,
-                    dataset,
-                    result,
-                )
-                notes.append(f"Model with this post-processing: {options.write_model}")
+                try:
+                    _write_tuned(
+                        options.write_model,
+                        models[0],
+                        tuned.predictor.metadata,
+                        dataset,
+                        result,
+                    )
+                    notes.append(f"Model with this post-processing: {options.write_model}")
+                except SaveError as error:  # the figures are not lost with it
+                    unwritten = error
+                    notes.append(f"The model with this post-processing is missing: {error.what}.")
         provenance["models"] = [describe_model(e.spec) for e in (engine, *others_used)]
         provenance["device"] = engine.execution
     provenance["versions"] = versions()
     provenance["started"] = datetime.fromtimestamp(started).astimezone().isoformat(" ", "seconds")
     provenance["seconds"] = round(time.time() - started, 1)
     provenance["arguments"]["write_model"] = options.write_model and str(options.write_model)
-    return Report(result, tuple(others), dataset, tuple(notes), provenance)
+    return Report(result, tuple(others), dataset, tuple(notes), provenance, unwritten)
 
 
 def _check_target(options: AssessmentOptions) -> None:
@@ -196,6 +203,7 @@ def _check_target(options: AssessmentOptions) -> None:
         raise UsageError(
             f"--write-model {target} does not end in .safetensors", "give it this suffix"
         )
+    check_file_target(target)
 
 
 def _models_for(images: Sequence[AnnotatedImage], options: AssessmentOptions) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qpnuclei.errors import number_of
+from qpnuclei.errors import SaveError, number_of
 from qpnuclei.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
 from qpnuclei.evaluation.evaluate import Comparison, Evaluation
 from qpnuclei.system.files import write_atomically
@@ -45,6 +45,8 @@ class Report:
         Remarks that are necessary to interpret the figures.
     provenance : dict
         Model, device, arguments, versions.
+    unwritten : SaveError or None
+        Why the tuned model could not be written, if it should have been.
     """
 
     result: Evaluation
@@ -52,6 +54,7 @@ class Report:
     dataset: dict[str, Any]
     notes: tuple[str, ...]
     provenance: dict[str, Any]
+    unwritten: SaveError | None = None
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -160,8 +163,13 @@ class Report:
         return f"{self.result.name} on {where}"
 
 
+def report_files(path: Path) -> tuple[Path, Path, Path]:
+    """Return the files of a report: JSON, the Markdown table and the page."""
+    return path.with_suffix(".json"), path.with_suffix(".md"), path.with_suffix(".html")
+
+
 def write_report(report: Report, path: Path, page: str) -> None:
-    """Write `path` (JSON), and beside it the Markdown table (.md) and the page (.html).
+    """Write the `report_files` of a path.
 
     Raises
     ------
@@ -169,9 +177,10 @@ def write_report(report: Report, path: Path, page: str) -> None:
         If a file cannot be written.
     """
     content = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    for suffix, text in ((".json", content), (".md", report.to_markdown()), (".html", page)):
+    texts = content, report.to_markdown(), page
+    for file, text in zip(report_files(path), texts, strict=True):
         # File names need not be valid Unicode.
-        write_atomically(path.with_suffix(suffix), text.encode(errors="backslashreplace"))
+        write_atomically(file, text.encode(errors="backslashreplace"))
 
 
 def format_score(value: float, digits: int, sign: str = "") -> str:

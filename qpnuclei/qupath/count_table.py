@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
-from qpnuclei.system.files import atomic_file
+from qpnuclei.system.files import atomic_file, check_file_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,15 +95,18 @@ def write_table(
         stream.write(content)
 
 
-def check_table_name(path: Path) -> None:
-    """Check a file name for `write_table`, before anything is counted.
+def check_table(path: Path) -> None:
+    """Check, before anything is counted, that `write_table` can write a file.
 
     Raises
     ------
     UsageError
         If the suffix is not that of a table.
+    qpnuclei.errors.SaveError
+        As `check_file_target`.
     """
     _writer_of(path)
+    check_file_target(path)
 
 
 def _writer_of(path: Path) -> Callable[[_Table], bytes]:

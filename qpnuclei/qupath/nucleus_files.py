@@ -25,6 +25,7 @@ from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.nucleus_rows import nuclei_of
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.system.arguments import check_choice
+from qpnuclei.system.files import check_file_target, check_folder_target
 
 _SUFFIXES: dict[str, NucleusFormat] = {
     ".csv": "csv",
@@ -120,6 +121,7 @@ def write_nuclei_of(
         If an image cannot be read, or the file cannot be written.
     """
     kind = format_of(path, asked)
+    _check_target(kind, path)
     check_classes(project, entries, tuple(roi_classes or ()))
     done = WrittenNuclei()
 
@@ -152,6 +154,24 @@ def write_nuclei_of(
     else:
         _write_table(kind, images(), path, done)
     return done
+
+
+def _check_target(kind: NucleusFormat, path: Path) -> None:
+    """Check that the result can be written, before an image is read."""
+    if kind == "zarr":
+        from qpnuclei.nuclei.exports.spatialdata_store import check_store
+
+        check_store(path)
+        check_folder_target(path.parent)
+    elif kind == "ome-tiff" and not _is_label_image(path):
+        check_folder_target(path)
+    else:
+        check_file_target(path)
+
+
+def _is_label_image(path: Path) -> bool:
+    """Tell whether a path is that of one label image, not of a folder of them."""
+    return path.name.lower().endswith((".ome.tif", ".ome.tiff"))
 
 
 def _write_table(
@@ -190,7 +210,7 @@ def _write_label_images(
 ) -> None:
     from qpnuclei.nuclei.exports.label_image import write_label_image
 
-    is_file = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    is_file = _is_label_image(path)
     if is_file and not only:
         raise UsageError(
             f"{path}: a label image contains one image, but several are exported",

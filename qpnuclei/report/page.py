@@ -23,6 +23,7 @@ from qpnuclei.report.methods import methods
 from qpnuclei.report.rendering import render, write_page
 from qpnuclei.report.runs import Run, images_of, read_run
 from qpnuclei.report.tables import table_values
+from qpnuclei.system.files import check_file_target
 
 #: Name of the page in the folder of a run.
 PAGE = "report.html"
@@ -80,7 +81,7 @@ def write_report(
     qpnuclei.errors.SaveError
         If the page cannot be written.
     """
-    check_page_name(path)
+    check_page(path)
     report = _Report(project, entries, path, runs, options or ReportOptions())
     for number, entry in enumerate(entries, start=1):
         progress(number - 1, entry.name)
@@ -235,16 +236,19 @@ def write_report_of_run(
     )
 
 
-def check_page_name(path: Path) -> None:
-    """Check that the name of a page is one that browsers open.
+def check_page(path: Path) -> None:
+    """Check, before long work, that a page can be written there and that browsers open it.
 
     Raises
     ------
     UsageError
         If the name does not end in ``.html`` or ``.htm``.
+    qpnuclei.errors.SaveError
+        As `check_file_target`.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{str(path)!r} is not the name of a page", "use a name ending in .html")
+    check_file_target(path)
 
 
 def _page_name(number: int) -> str:

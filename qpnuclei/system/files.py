@@ -275,6 +275,38 @@ def make_writable_folder(folder: Path) -> None:
         ) from error
 
 
+def check_file_target(path: Path) -> None:
+    """Check, before long work, that a file can be written at the end; nothing is changed.
+
+    Raises
+    ------
+    SaveError
+        If it is a folder, or cannot be made.
+    """
+    if path.is_dir():
+        raise SaveError(f"{path} cannot be written: it is a folder", "choose another name")
+    with saving(path):
+        _check_place(path.parent)
+
+
+def check_folder_target(folder: Path) -> None:
+    """Check, before long work, that files can be written into a folder; nothing is changed.
+
+    Raises
+    ------
+    SaveError
+        If the folder is not writable, or is missing and cannot be made.
+    """
+    with saving(folder):
+        _check_place(folder)
+
+
+def _check_place(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=existing):
+        pass
+
+
 def resolved(path: Path) -> Path:
     """Return the path that all spellings of a file share: absolute, without links.
 

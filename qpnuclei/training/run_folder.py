@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qpnuclei.errors import FormatError, NotFoundError, SaveError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.models.checkpoint import library_versions
 from qpnuclei.slides.pixels import write_png
-from qpnuclei.system.files import content_of, write_atomically
+from qpnuclei.system.files import content_of, make_writable_folder, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -91,18 +91,16 @@ def open_run_folder(folder: Path, resume: bool) -> None:
     qpnuclei.errors.NotFoundError
         If `resume` is true and it holds no state.
     qpnuclei.errors.SaveError
-        If it cannot be made.
+        If it cannot be made, or is not writable.
     """
     if resume:
         if not (folder / STATE_FILE).is_file():
             raise NotFoundError(
                 f"{folder} holds no run to resume (no {STATE_FILE})", "leave --resume out"
             )
+        make_writable_folder(folder)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_writable_folder(folder)
     if (folder / STATE_FILE).exists():
         raise UsageError(
             f"{folder} holds a training run", "continue it with --resume, or name another folder"

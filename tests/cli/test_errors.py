@@ -119,6 +119,35 @@ def test_files_and_folders_that_are_not_what_they_should_be(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        *("report {} -o file/r.html", "report {} -o folder.html"),
+        *("preview {} --roi Tumor -o file/p.html", "preview {} --roi Tumor -o picture.html"),
+        *("export {} -o file/t.csv", "export {} -o folder.csv"),
+        *("export {} --by nucleus -o file/n.csv", "export {} --by nucleus -o folder.parquet"),
+        *("export {} --by nucleus -o file/n.geojson", "export {} --by nucleus -o file/n.zarr"),
+        "export {} --by nucleus --format ome-tiff -o file",
+        "geojson export {} -o file",
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_an_image_is_read(
+    qpnuclei: Call, project: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    if ".zarr" in command:
+        pytest.importorskip("spatialdata")
+    monkeypatch.chdir(project.parent)
+    Path("file").touch()
+    for name in ("folder.html", "picture.png", "folder.csv", "folder.parquet"):
+        Path(name).mkdir()
+    shutil.rmtree("images")
+    for data in project.glob("data/*/data.qpdata"):
+        data.write_bytes(b"damaged")
+    before = tree(project.parent)
+    refused(qpnuclei(*command.format(project).split()), 1, "cannot be written: ")
+    assert tree(project.parent) == before
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("run", ""),

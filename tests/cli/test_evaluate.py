@@ -17,6 +17,7 @@ from qpnuclei.errors import (
     MppError,
     NotFoundError,
     QpnucleiError,
+    SaveError,
     SlideError,
     UsageError,
 )
@@ -185,6 +186,30 @@ def test_what_is_asked_for_wrongly_is_refused(dataset: Path, tmp_path: Path) -> 
     refuse(UsageError, "come with qpnuclei", dataset, *tune, str(packaged))
     refuse(UsageError, r"does not end in \.safetensors", dataset, *tune, str(tmp_path / "m.pt"))
     assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("report", "model", "refused"),
+    [
+        ("r.json", "file/m.safetensors", "m.safetensors cannot be written: .*file is not a folder"),
+        ("r.json", "folder.safetensors", "folder.safetensors cannot be written: it is a folder"),
+        ("file/r.json", "m.safetensors", "r.json cannot be written: .*file is not a folder"),
+        ("folder.json", "m.safetensors", "folder.json cannot be written: it is a folder"),
+        ("page.json", "m.safetensors", "page.html cannot be written: it is a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_an_image_is_read(
+    dataset: Path, tmp_path: Path, report: str, model: str, refused: str
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("folder.json", "page.html", "folder.safetensors"):
+        (tmp_path / name).mkdir()
+    for path in dataset.glob("*/*.png"):
+        path.write_bytes(b"damaged")
+    before = sorted(tmp_path.iterdir())
+    targets = ("-o", str(tmp_path / report), "--write-model", str(tmp_path / model))
+    refuse(SaveError, refused, dataset, *targets, "--mpp", "0.25", "--tune")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_broken_image_is_named(dataset: Path, tmp_path: Path) -> None:

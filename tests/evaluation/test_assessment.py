@@ -10,6 +10,9 @@ import pytest
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.assessment import AssessmentOptions, assess
 from qpnuclei.evaluation.datasets import read_folder
+from qpnuclei.models.checkpoint import save_model
+from qpnuclei.models.metadata import ModelMetadata
+from qpnuclei.models.student import StudentNet
 from tests.evaluation.images import write_folder
 
 
@@ -21,3 +24,28 @@ def test_several_networks_are_not_tuned(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="several models, default-40x and default-20x"):
         assess(images, {}, options, lambda stage, *_: stages.append(stage))
     assert stages == []
+
+
+def test_figures_are_not_lost_with_a_model_that_cannot_be_written(tmp_path: Path) -> None:
+    (image, _) = read_folder(write_folder(tmp_path / "set"))
+    architecture = {"base_channels": 4, "levels": 2, "max_channels": 4}
+    model = tmp_path / "tiny.safetensors"
+    metadata = ModelMetadata(name="tiny", family="student", architecture=architecture, mpp=0.25)
+    save_model(model, StudentNet(**architecture), metadata)
+    folder = tmp_path / "models"
+    options = AssessmentOptions(
+        str(model), mpp=0.25, device="cpu", tune=True, write_model=folder / "m.safetensors"
+    )
+
+    def progress(stage: str, *_: object) -> None:
+        if stage == "tuning":
+            folder.touch()
+
+    described = {"path": "set", "format": "folder", "split": None}
+    report = assess([image], described, options, progress)
+
+    assert report.result.name.endswith(", tuned")
+    assert len(report.others) == 2
+    assert report.unwritten is not None
+    assert f"{folder} is not a folder" in str(report.unwritten)
+    assert any("is missing: " in note for note in report.notes)

@@ -15,6 +15,8 @@ from qpnuclei.system.files import (
     TEMPORARY_PREFIX,
     atomic_file,
     atomic_path,
+    check_file_target,
+    check_folder_target,
     content_of,
     make_folder_below,
     remove_leftovers,
@@ -160,3 +162,17 @@ def test_what_others_leave_in_a_folder_is_not_its_content(tmp_path: Path) -> Non
     for path in found:
         path.mkdir()
     assert sorted(content_of(tmp_path)) == sorted(found)
+
+
+def test_a_target_is_checked_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SaveError, match=r"a\.csv cannot be written: .*file is not a folder"):
+        check_file_target(tmp_path / "file" / "deep" / "a.csv")
+    with pytest.raises(SaveError, match="file cannot be written: "):
+        check_folder_target(tmp_path / "file")
+    with pytest.raises(SaveError, match="cannot be written: it is a folder"):
+        check_file_target(tmp_path)
+    check_file_target(tmp_path / "file")
+    check_file_target(tmp_path / "new" / "deep" / "a.csv")
+    check_folder_target(tmp_path / "new" / "deep")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
