@@ -108,10 +108,13 @@ class NucleiTable:
         return title
 
     def _summary(self) -> list[tuple[str, float, float, float]]:
-        """Return name, median, minimum and maximum of every measurement; NaN without values."""
+        """Return name, median, minimum and maximum of the finite values of every measurement.
+
+        NaN if there are none.
+        """
         summary = []
         for name, column in self.measurements.items():
-            known = column[~np.isnan(column)]
+            known = column[np.isfinite(column)]
             if known.size == 0:
                 summary.append((name, np.nan, np.nan, np.nan))
             else:

@@ -64,7 +64,8 @@ def count_objects(
           detections, with QuPath's names and counts;
         * ``<class>: Positive %`` for classes with positive and negative subclasses, and
           ``<class>: H-score`` for those with 1+, 2+ or 3+, as in QuPath;
-        * mean, median and standard deviation (with n - 1) over the nuclei, for every measurement;
+        * mean, median and standard deviation (with n - 1) of the finite values of the nuclei, for
+          every measurement;
         * ``uuid``, ``image_id`` and ``project``.
 
         A missing value is NaN or None: without calibration, without nuclei, or if nothing was
@@ -243,7 +244,7 @@ def _row(
     detections = image.objects.detections
     for measurement, column in detections.measurements.items():
         values = column[chosen]
-        values = values[~np.isnan(values)]
+        values = values[np.isfinite(values)]
         for summary, value in zip(_SUMMARIES, _summaries(values), strict=True):
             row[f"{measurement} ({summary})"] = value
     return row | {"uuid": own_id, "image_id": image.id, "project": image.project}

@@ -376,8 +376,10 @@ def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:
     inside = ((nuclei.centroids >= low) & (nuclei.centroids < high)).all(axis=1)
     caption = [number_of(int(np.count_nonzero(inside)), "nucleus")]
     certainty = nuclei.first_of(_CERTAINTY)
-    if certainty is not None and np.isfinite(certainty[inside]).any():
-        caption.append(f"certainty {np.nanmean(certainty[inside]):.2f}")
+    if certainty is not None:
+        known = certainty[inside & np.isfinite(certainty)]
+        if known.size:
+            caption.append(f"certainty {known.mean():.2f}")
     if nuclei.positive.any():
         caption.insert(1, f"{np.count_nonzero(inside & nuclei.positive)} positive")
     paths = []

@@ -290,6 +290,23 @@ def test_measurements_of_the_nuclei_are_summarised():
     assert math.isnan(row["Area µm^2 (mean)"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_summaries_are_of_the_finite_values():
+    # Scripts and other programs write infinite measurements.
+    found = detections(
+        [(1, 1)] * 4,
+        measurements={
+            "Ratio": np.array([np.inf, 2.0, 4.0, np.nan], np.float32),
+            "Log": np.array([-np.inf, np.inf, np.nan, np.inf], np.float32),
+        },
+    )
+    (row,) = count_objects(image([annotation(shapely.box(0, 0, 2, 2))], found))
+    assert row["nuclei"] == 4
+    summaries = [row[f"Ratio ({name})"] for name in ("mean", "median", "SD")]
+    assert summaries == [3, 3, pytest.approx(math.sqrt(2))]
+    assert all(math.isnan(row[f"Log ({name})"]) for name in ("mean", "median", "SD"))
+
+
 def test_an_image_without_objects():
     assert count_objects(image([], detections([]))) == []
     assert count_objects(image([], detections([])), "class") == []
