@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.nuclei.outlines import rounded
 from qpnuclei.nuclei.table import NucleiTable
 
 #: Largest distance between neighbouring points on the outlines, in µm.
@@ -70,7 +71,7 @@ def cell_outlines(
     cells = _apart(cells, every, tree)
     points = shapely.point_on_surface(every)
     cells = _without_empty_holes(_parts_with(cells, points[:n]), points)
-    return _rounded(shapely.transform(cells, lambda xy: xy / scale))
+    return rounded(shapely.transform(cells, lambda xy: xy / scale))
 
 
 def _voronoi_cells(every: Geometries, chosen: npt.NDArray[np.int64]) -> Geometries:
@@ -162,12 +163,3 @@ def _without_empty_holes(cells: Geometries, points: Geometries) -> Geometries:
 def _xy(points: Geometries) -> FloatArray:
     coordinates: FloatArray = shapely.get_coordinates(points).T
     return coordinates
-
-
-def _rounded(cells: Geometries) -> NucleiTable:
-    """Round outlines to float32, and make them valid again."""
-    polygons = NucleiTable.from_polygons(cells).polygons()
-    for row in np.flatnonzero(~shapely.is_valid(polygons)).tolist():
-        parts = shapely.get_parts(shapely.make_valid(polygons[row], method="structure"))
-        cells[row] = max(shapely.get_parts(parts), key=shapely.area)
-    return NucleiTable.from_polygons(cells)

@@ -6,6 +6,7 @@ where it turns. So the same nucleus has the same vertices in every tile.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,56 @@ def canonical(polygons: npt.NDArray[Any]) -> NucleiTable:
     np.cumsum([len(ring) for ring in rings], out=ring_offsets[1:])
     vertices = np.concatenate(rings).astype(np.float32)
     return NucleiTable(vertices, ring_offsets, np.arange(len(rings) + 1))
+
+
+def cut_to_image(
+    nuclei: NucleiTable, image_size: tuple[int, int]
+) -> tuple[NucleiTable, npt.NDArray[np.int64]]:
+    """Cut N outlines in level-0 px at the right and lower border of the image.
+
+    The last working pixels reach beyond the image if it is not a whole number of them.
+
+    Parameters
+    ----------
+    image_size : (int, int)
+        Width and height in level-0 px.
+
+    Returns
+    -------
+    nuclei : NucleiTable
+        The outlines inside the image; of an outline in several parts, the largest.
+    rows : int64 ndarray
+        Their rows in the table given: outlines entirely outside are left out.
+    """
+    beyond = np.flatnonzero((bounds(nuclei)[:, 2:] > image_size).any(axis=1))
+    if not len(beyond):
+        return nuclei, np.arange(len(nuclei))
+    polygons = nuclei.polygons()
+    cut = shapely.intersection(polygons[beyond], shapely.box(0, 0, *image_size))
+    polygons[beyond] = shapely.orient_polygons([_largest_part(area) for area in cut])
+    rows = np.flatnonzero(shapely.area(polygons) > 0)
+    return rounded(polygons[rows], nuclei.take(rows).measurements), rows
+
+
+def rounded(
+    polygons: npt.NDArray[Any], measurements: Mapping[str, npt.NDArray[np.float32]] | None = None
+) -> NucleiTable:
+    """Round N Shapely polygons to the float32 of a table, and make them valid again."""
+    table = NucleiTable.from_polygons(polygons, measurements)
+    in_table = table.polygons()
+    invalid = np.flatnonzero(~shapely.is_valid(in_table))
+    if not len(invalid):
+        return table
+    polygons = polygons.copy()
+    for row in invalid.tolist():
+        polygons[row] = _largest_part(shapely.make_valid(in_table[row], method="structure"))
+    return NucleiTable.from_polygons(polygons, measurements)
+
+
+def _largest_part(area: shapely.Geometry) -> shapely.Polygon:
+    """Return the largest polygon of an area; an empty one if there is none."""
+    polygons = [part for part in shapely.get_parts(area) if part.geom_type == "Polygon"]
+    return max(polygons, key=shapely.area, default=shapely.Polygon())
 
 
 def bounds(nuclei: NucleiTable) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from qpnuclei.choices import DEFAULT_SIMPLIFY_UM
 from qpnuclei.errors import ModelError
 from qpnuclei.measure.intensity import intensity_measurements, mean_measurement
 from qpnuclei.measure.shape import AREA, Measurements, shape_measurements
-from qpnuclei.nuclei.outlines import bounds, polygonise
+from qpnuclei.nuclei.outlines import bounds, cut_to_image, polygonise
 from qpnuclei.nuclei.pixels import Pixels, pixels_of_labels, pixels_of_polygons
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
@@ -159,18 +159,19 @@ def measure_tiles(
                 owned, fragments = outlines.take(own), outlines.take(cut)
                 size = pixels.width, pixels.height
                 corners = junctions(owned, seen.labels, origin)
-                result = _finished(owned, corners, scale, size, simplify_um)
+                result, inside = _finished(owned, corners, scale, size, simplify_um)
+                own, owned = own[inside], owned.take(inside)
                 corners = junctions(fragments, seen.labels, origin)
             with clock("measure"):
-                inside = pixels_of_labels(seen.labels, ids[own])
+                marked = pixels_of_labels(seen.labels, ids[own])
                 if scale.downsample == (1.0, 1.0) and not has_dab(stains):
                     # An outline contains the pixels that it was made of, smooth or not.
-                    stained = intensities(seen.rgb, inside, stains)
+                    stained = intensities(seen.rgb, marked, stains)
                 else:
                     stained = _intensities_at_level_0(result, pixels, stains)
                 # QuPath lists shapes first.
                 result = result.with_measurements(
-                    {**_shapes(result, scale), **stained, **_scores(seen, inside, engine.spec)}
+                    {**_shapes(result, scale), **stained, **_scores(seen, marked, engine.spec)}
                 )
         return TileNuclei(tile, owned, fragments, result, corners)
 
@@ -225,7 +226,8 @@ def join_tiles(
         for whole in rest:
             found.append(large_enough(whole, min_area_um2))
         size = pixels.width, pixels.height
-        result = _finished(joined, corners, scale, size, simplify_um)
+        result, inside = _finished(joined, corners, scale, size, simplify_um)
+        joined = joined.take(inside)
         kept, duplicates = drop_duplicates(found, result)
         kept &= tiles.answers_for(joined.centroids())
         joined, result = joined.take(kept), result.take(kept)
@@ -237,12 +239,12 @@ def join_tiles(
             for row in range(len(joined)):
                 seen = _seen_whole(joined.take([row]), seeing, read, colour)
                 pixel_outlines, nucleus = joined.take([row]).polygons(), result.take([row])
-                inside = pixels_of_polygons(pixel_outlines, seen.labels.shape, seen.tile.view[:2])
+                marked = pixels_of_polygons(pixel_outlines, seen.labels.shape, seen.tile.view[:2])
                 whole = nucleus.with_measurements(
                     {
                         **_shapes(nucleus, scale),
                         **_intensities_at_level_0(nucleus, pixels, stains),
-                        **_scores(seen, inside, seeing.spec),
+                        **_scores(seen, marked, seeing.spec),
                     }
                 )
                 found.append(large_enough(whole, min_area_um2))
@@ -277,18 +279,22 @@ def _finished(
     scale: Scale,
     image_size: tuple[int, int],
     simplify_um: float,
-) -> NucleiTable:
-    """Return outlines along the edges of working pixels in their final form: smooth, at level 0."""
+) -> tuple[NucleiTable, npt.NDArray[np.int64]]:
+    """Return outlines along the edges of working pixels in their final form: smooth, at level 0.
+
+    Also return their rows: those without an area inside the image are left out.
+    """
     downsample = np.asarray(scale.downsample)
     if simplify_um > 0:
         image = (0.0, 0.0, *(image_size / downsample))
         outlines = smooth(outlines, corners, simplify_um / max(scale.working_mpp), image)
-    return NucleiTable(
+    at_level_0 = NucleiTable(
         outlines.vertices * downsample.astype(np.float32),
         outlines.ring_offsets,
         outlines.polygon_offsets,
         outlines.measurements,
     )
+    return cut_to_image(at_level_0, image_size)
 
 
 def large_enough(nuclei: NucleiTable, min_area_um2: float) -> NucleiTable:
