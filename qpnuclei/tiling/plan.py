@@ -34,7 +34,7 @@ class Tile:
     row, column : int
         Position in the grid of cores.
     core : Box
-        The tile's share of the region: the bounding box of the region within its square of the
+        The tile's share of the region and its margin: their bounding box within its square of the
         grid. The cores of a plan do not overlap.
     extent : Box
         The box that is read: the core and at least the halo around it. It may extend beyond the
@@ -70,6 +70,9 @@ class TilePlan(Sequence[Tile]):
         in the same phase in every tile.
     origin : (x, y) of int
         A corner of the grid.
+    margin : int
+        Cores also cover this margin around the region, within the image. A nucleus with its
+        centroid in the margin is found as one inside the region is.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class TilePlan(Sequence[Tile]):
         halo: int,
         alignment: int = 1,
         origin: tuple[int, int] = (0, 0),
+        margin: int = 0,
     ) -> None:
         for name, value in (
             ("image width", image_size[0]),
@@ -103,16 +107,26 @@ class TilePlan(Sequence[Tile]):
         if not shapely.covers(image, roi):
             roi = shapely.intersection(roi, image)
         axes = [
-            Axis.covering(*limits, core_size, halo, alignment, start, size)
-            for limits, start, size in zip(ranges(roi), origin, image_size, strict=True)
+            Axis.covering(
+                max(low - margin, 0),
+                min(high + margin, size),
+                core_size,
+                halo,
+                alignment,
+                start,
+                size,
+            )
+            for (low, high), start, size in zip(ranges(roi), origin, image_size, strict=True)
         ]
         self._x, self._y = axes
         x0, y0 = np.meshgrid(self._x.cores, self._y.cores)
         squares = shapely.box(x0, y0, x0 + core_size, y0 + core_size)
-        shapely.prepare(roi)
-        rows, columns = np.nonzero(
-            shapely.intersects(roi, squares) & ~shapely.touches(roi, squares)
+        # The region has a margin in a square if it reaches into the square with this margin.
+        grown = shapely.box(
+            x0 - margin, y0 - margin, x0 + core_size + margin, y0 + core_size + margin
         )
+        shapely.prepare(roi)
+        rows, columns = np.nonzero(shapely.intersects(roi, grown) & ~shapely.touches(roi, grown))
         self._grid = np.full(squares.shape, -1, np.int64)
         self._grid[rows, columns] = np.arange(len(rows))
         # Most tiles of a large region lie inside it. They are not intersected with it, which would
@@ -120,9 +134,13 @@ class TilePlan(Sequence[Tile]):
         chosen = squares[rows, columns]
         parts = shapely.bounds(chosen).reshape(-1, 4)
         crossed = ~shapely.covers(roi, chosen)
-        parts[crossed] = bounds_inside(roi, chosen[crossed])
-        # (n, 2) each: the corners of cores and of views. A view is unbounded at the image border.
         size = np.array(image_size)
+        inside = bounds_inside(roi, grown[rows, columns][crossed])
+        parts[crossed, :2] = np.maximum(np.maximum(inside[:, :2] - margin, parts[crossed, :2]), 0)
+        parts[crossed, 2:] = np.minimum(
+            np.minimum(inside[:, 2:] + margin, parts[crossed, 2:]), size
+        )
+        # (n, 2) each: the corners of cores and of views. A view is unbounded at the image border.
         self._core_low, self._core_high = np.floor(parts[:, :2]), np.ceil(parts[:, 2:])
         low = (self._core_low - halo) // alignment * alignment
         high = -((-self._core_high - halo) // alignment) * alignment
@@ -277,7 +295,7 @@ class TilePlan(Sequence[Tile]):
     def answers_for(self, centroids: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Return which of N centroids (x, y) lie in the core of a tile.
 
-        All others lie outside the region of interest.
+        All others lie outside the region of interest and its margin.
         """
         if len(self) == 0:
             return np.zeros(len(centroids), bool)

@@ -103,9 +103,10 @@ def test_outside_of_all_cores_the_first_tile_that_sees_it_whole_owns_it():
     number=st.integers(1, 40),
     core=st.integers(20, 60),
     origin=st.tuples(st.integers(-90, 90), st.integers(-90, 90)),
+    margin=st.integers(0, 3),
 )
 def test_the_core_of_a_tile_is_what_a_region_of_many_parts_has_in_its_square(
-    seed: int, number: int, core: int, origin: tuple[int, int]
+    seed: int, number: int, core: int, origin: tuple[int, int], margin: int
 ) -> None:
     rng = np.random.default_rng(seed)
     low = rng.uniform(-20, 150, (number, 2))
@@ -113,11 +114,21 @@ def test_the_core_of_a_tile_is_what_a_region_of_many_parts_has_in_its_square(
     low[::3] = np.round(low[::3])
     high = low + rng.choice([0.5, 7, 20, 45], (number, 2))
     roi = shapely.union_all(shapely.box(*low.T, *high.T))
-    plan = TilePlan(roi, (130, 110), core, 5, 1, origin)
-    inside = roi & shapely.box(0, 0, 130, 110)
+    size = np.array([130, 110])
+    plan = TilePlan(roi, (130, 110), core, 5, 1, origin, margin)
+    meet = ((low <= size) & (high >= 0)).all(axis=1)
+    low, high = np.clip(low[meet], 0, size), np.clip(high[meet], 0, size)
+    solid = (low < high).all(axis=1)
+    start, end = np.maximum(low - margin, 0), np.minimum(high + margin, size)
+    grown = shapely.union_all(shapely.box(*start[solid].T, *end[solid].T))
+    cores = shapely.union_all([tile.core.polygon() for tile in plan])
+    assert shapely.difference(grown, cores).area < 1e-9
     for tile in plan:
-        x0, y0 = (core * ((tile.core[i] - origin[i]) // core) + origin[i] for i in (0, 1))
-        x0, y0, x1, y1 = (inside & shapely.box(x0, y0, x0 + core, y0 + core)).bounds
+        square = (np.array(tile.core[:2]) - origin) // core * core + origin
+        near = (low <= square + core + margin) & (high >= square - margin)
+        rows = near.all(axis=1)
+        x0, y0 = np.clip(start[rows], square, square + core).min(axis=0)
+        x1, y1 = np.clip(end[rows], square, square + core).max(axis=0)
         assert tile.core == Box(math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
 
 

@@ -11,6 +11,11 @@ from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.tiling.plan import TilePlan
 
+#: Tiles know a nucleus by its pixels, annotations by its smooth outline. The centroids of the two
+#: are less than this apart, in working px. So tiles also find the nuclei in a margin of this width,
+#: and only the annotation decides which nuclei belong to it.
+_MARGIN_PX = 1
+
 
 def plan_tiles(
     roi: shapely.Geometry,
@@ -38,17 +43,22 @@ def plan_tiles(
     """
     sx, sy = scale.downsample
     largest_px = math.ceil(max_nucleus_um / min(scale.working_mpp))
+    width, height = math.ceil(image_size[0] / sx), math.ceil(image_size[1] / sy)
     roi = shapely.transform(roi, lambda xy: xy / (sx, sy))
     x0, y0, x1, y1 = (0.0, 0.0, 1.0, 1.0) if roi.is_empty else roi.bounds
+    left, top = (max(math.floor(low) - _MARGIN_PX, 0) for low in (x0, y0))
+    right = min(math.ceil(x1) + _MARGIN_PX, width)
+    bottom = min(math.ceil(y1) + _MARGIN_PX, height)
     # The fewest tiles along the longer side, all of them used in full: a small region gets a small
     # tile, not a corner of a large one.
-    side = max(x1 - x0, y1 - y0, 1)
+    side = max(right - left, bottom - top, 1)
     core = math.ceil(side / math.ceil(side / tile_px))
     return TilePlan(
         roi,
-        (math.ceil(image_size[0] / sx), math.ceil(image_size[1] / sy)),
+        (width, height),
         core_size=core,
         halo=largest_px + spec.interaction_px,
         alignment=spec.stride,
-        origin=(math.floor(x0), math.floor(y0)),
+        origin=(left, top),
+        margin=_MARGIN_PX,
     )

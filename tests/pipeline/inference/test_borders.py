@@ -83,6 +83,47 @@ def in_region(nuclei: NucleiTable, roi: shapely.Geometry) -> set[bytes]:
     return {polygon.wkb for polygon in nuclei.polygons()[rows]}
 
 
+def test_a_region_has_its_nuclei_for_any_tiles_if_smoothing_moves_centroids_over_its_border():
+    side = 900
+    labels = drawn_labels(side, side, 3.5)
+
+    def of(roi: shapely.Geometry, tile_px: int) -> set[bytes]:
+        return in_region(found(labels, (side, side), 1.0, roi, tile_px), roi)
+
+    everything = found(labels, (side, side), 1.0, shapely.box(0, 0, side, side), 1024)
+    pixels, _ = polygonise(labels)
+    of_pixels = pixels.centroids()
+    corners = junctions(pixels, labels, (0, 0))
+    moved = smooth(pixels, corners, SIMPLIFY_UM / 0.25, (0, 0, side, side)).centroids()
+    crossing = np.floor(of_pixels) != np.floor(moved)
+    inner = ((of_pixels > 150) & (of_pixels < side - 200)).all(axis=1)
+    for axis in (0, 1):
+        rows = np.flatnonzero(crossing[:, axis] & inner)
+        # A nucleus that smoothing moves over the border to lower coordinates, and one to higher.
+        signs = np.sign((moved - of_pixels)[rows, axis])
+        chosen = [rows[signs < 0][0], rows[signs > 0][0]]
+        for row in chosen:
+            border = np.floor(max(of_pixels[row, axis], moved[row, axis]))
+            other = np.floor(of_pixels[row, 1 - axis])
+
+            def box(
+                low: float, high: float, from_: float, to: float, axis=axis, at=border, across=other
+            ) -> shapely.Polygon:
+                ends = np.array([[at + low, across + from_], [at + high, across + to]])
+                return shapely.box(*ends[:, :: 1 if axis == 0 else -1].ravel())
+
+            before, behind = box(-70, 0, -50, 50), box(0, 70, -50, 50)
+            # Below them, the first also reaches to the other side: squares of the grid are empty.
+            bent = shapely.union(before, box(-70, 80, 50, 110))
+            for roi in (before, behind, bent):
+                expected = in_region(everything, roi)
+                for tile_px in (32, 64, 1024):
+                    assert of(roi, tile_px) == expected
+            # Two regions that touch, each run on its own, lose nothing between them.
+            both = of(before, 1024) | of(behind, 1024)
+            assert both == in_region(everything, shapely.union(before, behind))
+
+
 @pytest.mark.parametrize(
     ("size", "downsample"), [((301, 301), 2.0), ((300, 299), 1.6), ((301, 300), 2.9)]
 )
