@@ -74,6 +74,11 @@ class TilePlan(Sequence[Tile]):
         Cores also cover this margin around the region, within the image. A nucleus with its
         centroid in the margin is found as one inside the region is.
 
+    Attributes
+    ----------
+    roi : shapely geometry
+        The part of the region of interest inside the image.
+
     Raises
     ------
     ValueError
@@ -106,6 +111,7 @@ class TilePlan(Sequence[Tile]):
         image = shapely.box(0, 0, *image_size)
         if not shapely.covers(image, roi):
             roi = shapely.intersection(roi, image)
+        self.roi = roi
         axes = [
             Axis.covering(
                 max(low - margin, 0),

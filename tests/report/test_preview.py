@@ -140,7 +140,7 @@ def test_colours_are_normalised_as_in_the_run(tmp_path: Path, stains: Stains) ->
     Image.fromarray(picture.read(0, 0, SIZE, SIZE, (1.0, 1.0))).save(slide)
     project = create_from_slides(tmp_path / "project", [slide], 0.25, stains=stains)
     annotate(project.images[0], shapely.box(0, 0, SIZE, SIZE))
-    # Many small tiles: the places where the run measures colours depend on them.
+    # Many small tiles, and a field with other tiles: colours are those of the whole region.
     options = dataclasses.replace(EVERYTHING, model=str(model), tile_px=96)
     (field,) = preview_project(project.images, options, [Choice(str(model))], 1)
     analyse_project(project, project.images, options)

@@ -116,6 +116,7 @@ def test_the_core_of_a_tile_is_what_a_region_of_many_parts_has_in_its_square(
     roi = shapely.union_all(shapely.box(*low.T, *high.T))
     size = np.array([130, 110])
     plan = TilePlan(roi, (130, 110), core, 5, 1, origin, margin)
+    assert plan.roi.symmetric_difference(roi & shapely.box(0, 0, *size)).area < 1e-9
     meet = ((low <= size) & (high >= 0)).all(axis=1)
     low, high = np.clip(low[meet], 0, size), np.clip(high[meet], 0, size)
     solid = (low < high).all(axis=1)

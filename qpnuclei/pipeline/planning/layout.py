@@ -96,7 +96,8 @@ def divide(tiles: TilePlan, image: PlannedImage, spec: EngineSpec, options: RunO
         asdict(spec),
         chosen,
         [tiles.image_size, tiles.core_size, tiles.halo, tiles.alignment],
-        [tile.core for tile in tiles] if spec.needs_colour else [],
+        # Colours are measured in the whole region.
+        [region.geometry for region in image.regions] if spec.needs_colour else [],
     ]
     given = hash_of(common)
     units = []

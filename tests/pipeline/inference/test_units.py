@@ -199,6 +199,12 @@ def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch
     assert changed == {
         tile.index for tile in tiles if tile.row <= 2 and tile.column >= 3
     } - gone  # fmt: skip
+    # Colours are measured in all of the region, whatever its tiles.
+    other = (PlannedRegion.of(Region(None, shapely.box(0, 0, 9, 8))),)
+    assert keys(tiles, regions=other) == same
+    of_colours = replace(SPEC, needs_colour=True)
+    one, two = keys(tiles, spec=of_colours), keys(tiles, spec=of_colours, regions=other)
+    assert not set(one) & set(two)
     # What is too small is left out when units are put together.
     image = image_of()
     wholes = {
