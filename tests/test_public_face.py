@@ -78,6 +78,13 @@ def test_a_table_of_many_nuclei_is_a_few_lines() -> None:
     assert repr(NucleiTable.empty(["a"])).splitlines()[1] == "  a: median nan, nan to nan"
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_table_summarises_finite_values() -> None:
+    squares = [shapely.box(10 * i, 0, 10 * i + 5, 5) for i in range(4)]
+    some = NucleiTable.from_polygons(squares, {"a": [np.inf, 3, np.nan, -np.inf]})
+    assert repr(some).splitlines()[1] == "  a: median 3, 3 to 3"
+
+
 class _Cells(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

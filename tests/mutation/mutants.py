@@ -186,6 +186,13 @@ MUTANTS = (
         ("tests/tiling/test_stitch.py", "-k", "halo or region_of_interest"),
     ),
     Mutant(
+        "nuclei at the border of a region depend on the tile size",
+        "pipeline/planning/tiles.py",
+        "_MARGIN_PX = 1",
+        "_MARGIN_PX = 0",
+        ("tests/pipeline/inference/test_borders.py", "-k", "smoothing"),
+    ),
+    Mutant(
         "slides 20 % off the model's resolution are not resampled",
         "slides/resolution.py",
         "NATIVE_TOLERANCE = 0.10",
