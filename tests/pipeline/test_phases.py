@@ -342,7 +342,7 @@ def test_an_image_that_left_the_project_does_not_keep_the_others_back(tmp_path: 
     summary = qpnuclei.commit(folder)
     assert summary.state == "failed"
     assert [image.name for image in summary.images] == ["2.tif"]
-    assert [failure.name for failure in summary.failures] == ["1-0.tif", "2-1.tif"]
+    assert [failure.name for failure in summary.failures] == ["0.tif", "1.tif"]
     assert f"has no image 1.tif with the ID {renamed['entryID']}" in summary.failures[1].error.what
     assert [len(i.read().detections) for i in open_project(path).images] == [0, summary.nuclei]
     assert summary.not_done == []
