@@ -37,7 +37,7 @@ from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 if TYPE_CHECKING:
-    from qpnuclei.report.preview import Choice, Field
+    from qpnuclei.report.preview import Field, Setting
 
 T = TypeVar("T")
 
@@ -166,10 +166,10 @@ def preview(
             _check_targets(path)
         # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.options import RunOptions
-        from qpnuclei.report.preview import choices_of, preview_project, preview_slide
+        from qpnuclei.report.preview import preview_project, preview_slide, settings_of
         from qpnuclei.report.preview_page import write_preview
 
-        choices = choices_of(models, thresholds, areas)
+        settings = settings_of(models, thresholds, areas)
         options = RunOptions(
             selection,
             device=device,
@@ -177,19 +177,21 @@ def preview(
             mpp=asked.mpp,
             mpp_only_missing=asked.only_missing,
         )
-        total = fields * len(dict.fromkeys((choice.model, choice.threshold) for choice in choices))
+        total = fields * len(
+            dict.fromkeys((setting.model, setting.threshold) for setting in settings)
+        )
         with keep_freed_memory(), image_progress("preview", total, quiet) as progress:
             if is_slide:
-                shown = preview_slide(source, mpp, options, choices, fields, progress)
+                shown = preview_slide(source, mpp, options, settings, fields, progress)
             else:
-                shown = preview_project(entries, options, choices, fields, progress)
+                shown = preview_project(entries, options, settings, fields, progress)
         common = [*arguments_of(selection), *_more_arguments(image, mpp, tta, image_root)]
-        commands = _commands(source, is_slide, choices, common)
-        write_preview(shown, choices, path, source.name, commands)
+        commands = _commands(source, is_slide, settings, common)
+        write_preview(shown, settings, path, source.name, commands)
     if json:
-        print_json(_as_json(path, shown, choices, commands))
+        print_json(_as_json(path, shown, settings, commands))
     else:
-        _print_counts(path, shown, choices)
+        _print_counts(path, shown, settings)
 
 
 def _compared(
@@ -242,16 +244,16 @@ def _more_arguments(
 
 
 def _commands(
-    source: Path, is_slide: bool, choices: Sequence[Choice], common: Sequence[str]
+    source: Path, is_slide: bool, settings: Sequence[Setting], common: Sequence[str]
 ) -> list[str]:
-    """Return for each choice the command that runs it; for a slide, with that of its project."""
+    """Return for each setting the command that runs it; for a slide, with that of its project."""
     from qpnuclei.cli.console import as_typed
     from qpnuclei.report.preview_page import options_of
 
     project = "my-project" if is_slide else str(source)
     commands = [
-        as_typed(["qpnuclei", "run", project, *common, *options_of(choice, choices)])
-        for choice in choices
+        as_typed(["qpnuclei", "run", project, *common, *options_of(setting, settings)])
+        for setting in settings
     ]
     if not is_slide:
         return commands
@@ -260,7 +262,7 @@ def _commands(
 
 
 def _as_json(
-    page: Path, shown: Sequence[Field], choices: Sequence[Choice], commands: Sequence[str]
+    page: Path, shown: Sequence[Field], settings: Sequence[Setting], commands: Sequence[str]
 ) -> dict[str, Any]:
     """Return what was compared, and the nuclei found, as JSON types."""
     return {
@@ -272,25 +274,25 @@ def _as_json(
         ],
         "settings": [
             {
-                "model": choice.model,
-                "threshold": choice.threshold,
-                "min_area_um2": choice.min_area_um2,
+                "model": setting.model,
+                "threshold": setting.threshold,
+                "min_area_um2": setting.min_area_um2,
                 "nuclei": [field.counts[number] for field in shown],
                 "command": command,
             }
-            for number, (choice, command) in enumerate(zip(choices, commands, strict=True))
+            for number, (setting, command) in enumerate(zip(settings, commands, strict=True))
         ],
     }
 
 
-def _print_counts(page: Path, shown: Sequence[Field], choices: Sequence[Choice]) -> None:
-    """Print the numbers of nuclei of each choice, and the files."""
+def _print_counts(page: Path, shown: Sequence[Field], settings: Sequence[Setting]) -> None:
+    """Print the numbers of nuclei of each setting, and the files."""
     from qpnuclei.cli.console import print_status, stdout
     from qpnuclei.report.preview_page import label_of
 
-    for number, choice in enumerate(choices):
+    for number, setting in enumerate(settings):
         counts = ", ".join(str(field.counts[number]) for field in shown)
-        stdout.print(f"{label_of(choice, choices)}: {counts} nuclei")
+        stdout.print(f"{label_of(setting, settings)}: {counts} nuclei")
     print_status(f"page:    {page}")
     print_status(f"picture: {page.with_suffix('.png')}")
 

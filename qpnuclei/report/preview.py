@@ -31,8 +31,8 @@ from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.report.preview_fields import (
     MOST_IMAGES,
     SHOWN_MPP,
+    Candidate,
     FieldSource,
-    Place,
     choose_places,
     places_of,
 )
@@ -57,12 +57,12 @@ from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan
 
 #: Largest number of compared settings.
-MOST_CHOICES = 12
+MOST_SETTINGS = 12
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One setting. With the `threshold` None, the model's own is used."""
+class Setting:
+    """One of the settings that are compared. With the `threshold` None, the model's own is used."""
 
     model: str
     threshold: float | None = None
@@ -71,7 +71,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """A field, and the nuclei that each of C choices finds in it.
+    """A field, and the nuclei that each of C settings finds in it.
 
     Parameters
     ----------
@@ -112,13 +112,13 @@ class Field:
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of nuclei, one for each choice."""
+        """Numbers of nuclei, one for each setting."""
         return [len(nuclei) for nuclei in self.found]
 
 
-def choices_of(
+def settings_of(
     models: Sequence[str], thresholds: Sequence[float | None], min_areas_um2: Sequence[float]
-) -> list[Choice]:
+) -> list[Setting]:
     """Return every combination of models, thresholds and smallest areas.
 
     Raises
@@ -126,25 +126,25 @@ def choices_of(
     UsageError
         If there are too many to compare.
     """
-    choices = [
-        Choice(model, threshold, area)
+    settings = [
+        Setting(model, threshold, area)
         for model in dict.fromkeys(models)
         for threshold in dict.fromkeys(thresholds)
         for area in dict.fromkeys(min_areas_um2)
     ]
-    if len(choices) > MOST_CHOICES:
+    if len(settings) > MOST_SETTINGS:
         raise UsageError(
-            f"{len(choices)} combinations of --model, --threshold and --min-area-um2 are too many "
-            f"to compare (at most {MOST_CHOICES})",
+            f"{len(settings)} combinations of --model, --threshold and --min-area-um2 are too many "
+            f"to compare (at most {MOST_SETTINGS})",
             "vary one option at a time",
         )
-    return choices
+    return settings
 
 
 def preview_project(
     entries: Sequence[ImageEntry],
     options: RunOptions,
-    choices: Sequence[Choice],
+    settings: Sequence[Setting],
     n_fields: int,
     progress: Callable[[int, str], object] = lambda done, image: None,
 ) -> list[Field]:
@@ -155,7 +155,7 @@ def preview_project(
     entries : sequence of ImageEntry
         From `qpnuclei.pipeline.selection.choose_images`.
     options : RunOptions
-        Options of the later run. `choices` replaces the model, threshold and smallest area.
+        Options of the later run. `settings` replaces the model, threshold and smallest area.
     n_fields : int
         Number of fields. They are spread over the regions from little haematoxylin to much.
     progress : callable
@@ -184,14 +184,14 @@ def preview_project(
                 )
         if not sources:
             raise UsageError("there is nothing to analyse in these images")
-        return _preview(sources, options, choices, n_fields, progress)
+        return _preview(sources, options, settings, n_fields, progress)
 
 
 def preview_slide(
     path: Path,
     mpp: float | None,
     options: RunOptions,
-    choices: Sequence[Choice],
+    settings: Sequence[Setting],
     n_fields: int,
     progress: Callable[[int, str], object] = lambda done, image: None,
 ) -> list[Field]:
@@ -208,23 +208,23 @@ def preview_slide(
         if not regions:
             raise SlideError(f"no tissue found in {path}", "make a project and annotate the tissue")
         source = FieldSource(path.name, slide, resolved, DEFAULT_HE, regions)
-        return _preview([source], options, choices, n_fields, progress)
+        return _preview([source], options, settings, n_fields, progress)
 
 
 def _preview(
     sources: Sequence[FieldSource],
     options: RunOptions,
-    choices: Sequence[Choice],
+    settings: Sequence[Setting],
     n_fields: int,
     progress: Callable[[int, str], object],
 ) -> list[Field]:
     places = choose_places([place for source in sources for place in places_of(source)], n_fields)
     made = [_field(place) for place in places]
-    settings = list(dict.fromkeys((choice.model, choice.threshold) for choice in choices))
+    predictions = list(dict.fromkeys((setting.model, setting.threshold) for setting in settings))
     colours: dict[tuple[str, int], ReinhardStatistics | None] = {}
     done = 0
     found: dict[tuple[str, float | None], list[NucleiTable]] = {}
-    for model, threshold in settings:
+    for model, threshold in predictions:
         asked = dataclasses.replace(options.engine, threshold=threshold)
         engines = cache(partial(load_engine, options=asked))
         found[model, threshold] = []
@@ -237,22 +237,22 @@ def _preview(
             key = model, id(source)
             if key not in colours:
                 colours[key] = _colours(source, scale, engine.spec, options)
-            watched = _Watched(engine, colours[key])
-            nuclei = _nuclei_in(place, watched, scale, options)
+            keeping = _MapKeepingEngine(engine, colours[key])
+            nuclei = _nuclei_in(place, keeping, scale, options)
             found[model, threshold].append(nuclei)
             if model not in shown.certainty:
-                certainty = watched.certainty(place.box, scale)
+                certainty = keeping.certainty(place.box, scale)
                 if certainty is not None:
                     shown.certainty[model] = certainty
     progress(done, "")
     for number, shown in enumerate(made):
         shown.found.extend(
-            large_enough(found[c.model, c.threshold][number], c.min_area_um2) for c in choices
+            large_enough(found[c.model, c.threshold][number], c.min_area_um2) for c in settings
         )
     return made
 
 
-def _field(place: Place) -> Field:
+def _field(place: Candidate) -> Field:
     mpp, (x0, y0, x1, y1) = place.source.mpp, place.box
     x, y = SHOWN_MPP / mpp[0], SHOWN_MPP / mpp[1]
     left, top, right, bottom = (round(v / s) for v, s in zip(place.box, (x, y, x, y), strict=True))
@@ -266,7 +266,9 @@ def _field(place: Place) -> Field:
     )
 
 
-def _nuclei_in(place: Place, engine: _Watched, scale: Scale, options: RunOptions) -> NucleiTable:
+def _nuclei_in(
+    place: Candidate, engine: _MapKeepingEngine, scale: Scale, options: RunOptions
+) -> NucleiTable:
     """Find the nuclei whose centroid lies in the analysed part of a field."""
     source, area = place.source, place.analysed
     tables: list[NucleiTable] = []
@@ -314,7 +316,7 @@ def _tiles(
     )
 
 
-class _Watched:
+class _MapKeepingEngine:
     """An engine that uses the colours of the whole region, and keeps the maps of its tiles."""
 
     def __init__(self, engine: Engine, colour: ReinhardStatistics | None) -> None:

@@ -35,8 +35,8 @@ class FieldSource:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """A candidate for a field; `box` is in level-0 px."""
+class Candidate:
+    """A place that may become a field; `box` is in level-0 px."""
 
     source: FieldSource
     region: Region
@@ -50,7 +50,7 @@ class Place:
         return shapely.intersection(shapely.box(*self.box), self.region.geometry)
 
 
-def places_of(source: FieldSource) -> list[Place]:
+def places_of(source: FieldSource) -> list[Candidate]:
     """Return candidate places all over the regions of an image."""
     fields = choose_fields(source.regions, source.mpp)
     fields = fields[:: math.ceil(len(fields) / _MOST_PLACES)]
@@ -59,7 +59,7 @@ def places_of(source: FieldSource) -> list[Place]:
         rgb = read_field(source.slide, candidate, source.mpp)
         stained = np.maximum(separate(rgb, source.stains)[..., 0], 0)
         places.append(
-            Place(
+            Candidate(
                 source,
                 source.regions[candidate.region],
                 _on_grid(candidate.box, source.mpp),
@@ -70,7 +70,7 @@ def places_of(source: FieldSource) -> list[Place]:
     return places
 
 
-def choose_places(places: Sequence[Place], n_fields: int) -> list[Place]:
+def choose_places(places: Sequence[Candidate], n_fields: int) -> list[Candidate]:
     """Choose fields from little haematoxylin to much, evenly spaced by rank."""
     with_tissue = [place for place in places if place.tissue >= _LEAST_TISSUE] or list(places)
     ranked = sorted(with_tissue, key=lambda place: place.haematoxylin)

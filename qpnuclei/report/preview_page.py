@@ -13,7 +13,7 @@ from PIL import Image
 from qpnuclei.report.density import viridis
 from qpnuclei.report.drawing import INK, Colour, draw_lines, draw_rings, draw_scale_bar, draw_text
 from qpnuclei.report.pictures import Outline, Picture, embedded, outlines, scale_bar
-from qpnuclei.report.preview import Choice, Field
+from qpnuclei.report.preview import Field, Setting
 from qpnuclei.report.preview_fields import SHOWN_MPP
 from qpnuclei.report.rendering import render, write_page
 from qpnuclei.slides.pixels import RGB, write_png
@@ -24,26 +24,26 @@ _HEAD_PX = 34
 _NUCLEUS: Colour = (0, 229, 255)
 
 
-def options_of(choice: Choice, choices: Sequence[Choice]) -> list[str]:
-    """Return the options of ``qpnuclei run`` that select one of the choices."""
+def options_of(setting: Setting, settings: Sequence[Setting]) -> list[str]:
+    """Return the options of ``qpnuclei run`` that select one of the settings."""
     options = []
-    if choice.model != "default" or any(other.model != choice.model for other in choices):
-        options += ["--model", choice.model]
-    if choice.threshold is not None:
-        options += ["--threshold", f"{choice.threshold:g}"]
-    if choice.min_area_um2:
-        options += ["--min-area-um2", f"{choice.min_area_um2:g}"]
+    if setting.model != "default" or any(other.model != setting.model for other in settings):
+        options += ["--model", setting.model]
+    if setting.threshold is not None:
+        options += ["--threshold", f"{setting.threshold:g}"]
+    if setting.min_area_um2:
+        options += ["--min-area-um2", f"{setting.min_area_um2:g}"]
     return options
 
 
-def label_of(choice: Choice, choices: Sequence[Choice]) -> str:
-    """Return the settings in which a choice differs from the others."""
-    return " ".join(options_of(choice, choices)) or "the model's own settings"
+def label_of(setting: Setting, settings: Sequence[Setting]) -> str:
+    """Return the options in which a setting differs from the others."""
+    return " ".join(options_of(setting, settings)) or "the model's own settings"
 
 
 def write_preview(
     fields: Sequence[Field],
-    choices: Sequence[Choice],
+    settings: Sequence[Setting],
     path: Path,
     title: str,
     commands: Sequence[str],
@@ -54,29 +54,29 @@ def write_preview(
     ----------
     fields : sequence of Field
         From `qpnuclei.report.preview.preview_project`.
-    choices : (C,) sequence of Choice
+    settings : (C,) sequence of Setting
     path : Path
         Path of the page.
     title : str
         Name of the project or slide.
     commands : (C,) sequence of str
-        For each choice, the command that runs it.
+        For each setting, the command that runs it.
 
     Raises
     ------
     qpnuclei.errors.SaveError
         If the page or the picture cannot be written.
     """
-    labels = [label_of(choice, choices) for choice in choices]
-    models = list(dict.fromkeys(choice.model for choice in choices))
+    labels = [label_of(setting, settings) for setting in settings]
+    models = list(dict.fromkeys(setting.model for setting in settings))
     area = sum(field.area_mm2 for field in fields)
-    totals = [sum(field.counts[i] for field in fields) for i in range(len(choices))]
+    totals = [sum(field.counts[i] for field in fields) for i in range(len(settings))]
     page = render(
         "preview.html.j2",
         title=f"Preview of {title}",
         what=title,
         fields=[_shown(field, models) for field in fields],
-        choices=[
+        settings=[
             {"label": label, "command": command, "total": total, "per_mm2": total / area}
             for label, command, total in zip(labels, commands, totals, strict=True)
         ],
@@ -84,14 +84,14 @@ def write_preview(
         colours=[f"rgb({r},{g},{b})" for r, g, b in viridis(np.linspace(0, 1, 9)).tolist()],
     )
     write_page(path, page)
-    write_png(path.with_suffix(".png"), picture_of(fields, choices))
+    write_png(path.with_suffix(".png"), picture_of(fields, settings))
 
 
-def picture_of(fields: Sequence[Field], choices: Sequence[Choice]) -> RGB:
-    """Draw all fields in one picture, one per row: tissue, certainty, then each choice."""
-    labels = [label_of(choice, choices) for choice in choices]
+def picture_of(fields: Sequence[Field], settings: Sequence[Setting]) -> RGB:
+    """Draw all fields in one picture, one per row: tissue, certainty, then each setting."""
+    labels = [label_of(setting, settings) for setting in settings]
     models = [
-        m for m in dict.fromkeys(c.model for c in choices) if any(m in f.certainty for f in fields)
+        m for m in dict.fromkeys(c.model for c in settings) if any(m in f.certainty for f in fields)
     ]
     heads = [
         "tissue",

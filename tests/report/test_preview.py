@@ -27,7 +27,7 @@ from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.report.preview import Choice, Field, choices_of, preview_project
+from qpnuclei.report.preview import Field, Setting, preview_project, settings_of
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from tests.cli.conftest import tree
 from tests.cli.test_one_bad_apple import annotate
@@ -36,7 +36,7 @@ from tests.report.pages import Page
 from tests.slides.test_hdab_as_he import SIZE, tissue
 
 EVERYTHING = RunOptions(Selection(everything=True), device="cpu")
-CHOICES = [Choice("default"), Choice("default", 0.8), Choice("default", None, 40.0)]
+SETTINGS = [Setting("default"), Setting("default", 0.8), Setting("default", None, 40.0)]
 
 
 def areas_in(project: Project, field: shapely.Geometry) -> list[float]:
@@ -49,7 +49,7 @@ def areas_in(project: Project, field: shapely.Geometry) -> list[float]:
 
 @pytest.fixture(scope="module")
 def fields(made: Made) -> list[Field]:
-    return preview_project(made.project.images, EVERYTHING, CHOICES, 2)
+    return preview_project(made.project.images, EVERYTHING, SETTINGS, 2)
 
 
 def test_it_finds_what_the_run_found(made: Made, fields: list[Field]) -> None:
@@ -70,9 +70,9 @@ def test_fields_go_from_little_haematoxylin_to_much(fields: list[Field]) -> None
 
 
 def test_too_many_settings_are_refused() -> None:
-    assert len(choices_of(["default"], [0.3, 0.5, 0.3], [0, 10])) == 4
+    assert len(settings_of(["default"], [0.3, 0.5, 0.3], [0, 10])) == 4
     with pytest.raises(UsageError, match="15 combinations"):
-        choices_of(["default"], [0.1, 0.2, 0.3, 0.4, 0.5], [0, 1, 2])
+        settings_of(["default"], [0.1, 0.2, 0.3, 0.4, 0.5], [0, 1, 2])
 
 
 def call(*arguments: object) -> tuple[int, str, BaseException | None]:
@@ -142,7 +142,7 @@ def test_colours_are_normalised_as_in_the_run(tmp_path: Path, stains: Stains) ->
     annotate(project.images[0], shapely.box(0, 0, SIZE, SIZE))
     # Many small tiles, and a field with other tiles: colours are those of the whole region.
     options = dataclasses.replace(EVERYTHING, model=str(model), tile_px=96)
-    (field,) = preview_project(project.images, options, [Choice(str(model))], 1)
+    (field,) = preview_project(project.images, options, [Setting(str(model))], 1)
     analyse_project(project, project.images, options)
     detections = project.images[0].read().detections
     inside = shapely.intersects_xy(field.analysed, detections.centroids)

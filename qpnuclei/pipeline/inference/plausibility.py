@@ -65,7 +65,7 @@ Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Field:
+class SampleField:
     """A small part of a region to examine. `box` is (x0, y0, x1, y1) in level-0 px."""
 
     region: int
@@ -218,7 +218,7 @@ def check(
     )
 
 
-def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[Field]:
+def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[SampleField]:
     """Spread fields over regions: at least one in each, unless there are too many regions.
 
     The choice is deterministic.
@@ -240,16 +240,16 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[F
     # If there are too many, each region keeps one, and the remaining ones are shared.
     left = max(_MOST_OF_IMAGE - len(regions), 0)
     beyond_one = max(sum(wanted) - len(regions), 1)
-    fields: list[Field] = []
+    fields: list[SampleField] = []
     for index, (centres, many) in enumerate(zip(places, wanted, strict=True)):
         n = 1 + (many - 1) * min(left, beyond_one) // beyond_one
         for k in range(n):
             corner = centres[(2 * k + 1) * len(centres) // (2 * n)] - side / 2
-            fields.append(Field(index, (*corner.tolist(), *(corner + side).tolist())))
+            fields.append(SampleField(index, (*corner.tolist(), *(corner + side).tolist())))
     return fields[:: math.ceil(len(fields) / _MOST_OF_IMAGE) or 1]
 
 
-def read_field(pixels: PixelSource, field: Field, mpp: tuple[float, float]) -> RGB:
+def read_field(pixels: PixelSource, field: SampleField, mpp: tuple[float, float]) -> RGB:
     """Read a field at `FIELD_MPP`: (H, W, 3)."""
     x, y = FIELD_MPP / mpp[0], FIELD_MPP / mpp[1]
     side = round(FIELD_UM / FIELD_MPP)
