@@ -23,6 +23,7 @@
 import static qupath.lib.scripting.QP.*
 import java.nio.file.Files
 import java.nio.file.Path
+import java.math.MathContext
 import org.apache.commons.math3.stat.StatUtils
 import org.locationtech.jts.algorithm.distance.DiscreteHausdorffDistance
 import org.locationtech.jts.geom.Coordinate
@@ -137,6 +138,7 @@ Map count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
         def inside = isKnown ? hierarchy.getObjectsForROI(PathDetectionObject, roi) : []
         def nuclei = inside.findAll { isNucleus(it, nucleusClasses) && (nucleusClasses || !isPart || part.covers(part.getFactory().createPoint(new Coordinate(it.getROI().getCentroidX(), it.getROI().getCentroidY())))) }
         def doubts = status == "not analysed" ? "" : doubtsOf(id, geometry, record)
+        def otherSizes = status == "not analysed" || size == null ? "" : noteOfSizes(id, geometry, record, size.collect { it * 1000 })
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",
@@ -146,7 +148,7 @@ Map count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
             area_mm2: area,
             analysed_mm2: analysed,
             status: status,
-            check: [doubts, noteOf(nuclei, repeated)].findAll().join("; ") ?: null,
+            check: [doubts, otherSizes, noteOf(nuclei, repeated)].findAll().join("; ") ?: null,
             "Num Detections": isKnown ? inside.size() : null,
         ]
         def counts = inside.countBy { className(it) ?: "" }
@@ -176,17 +178,18 @@ Map readRecord(text) {
     }
 }
 
-/** The areas that runs analysed, in the order of the runs, and the pixel size that they used. */
+/** The areas that runs analysed, in the order of the runs, with their pixel sizes, and that of the last run. */
 Map recordOf(Map content) {
+    def used = content["pixel size"]
     def areas = content.areas.collect { area ->
         def geometry = valid(multiPolygon(area.coordinates))
         def analysed = area.excluded ? without(geometry, valid(multiPolygon(area.excluded))) : geometry
-        return [id: area.id, check: area.check ?: "", turn: (area.turn ?: 0) as int, geometry: geometry, analysed: analysed]
+        return [id: area.id, check: area.check ?: "", turn: (area.turn ?: 0) as int, mpps: area.um ?: [used.um], geometry: geometry, analysed: analysed]
     }
     def union = unionOf(areas.collect { it.analysed })
     def isPart = content.areas.any { it.excluded }
     def leftOut = isPart ? without(unionOf(areas.collect { it.geometry }), union) : unionOf([])
-    return [areas: areas, union: union, leftOut: leftOut, used: content["pixel size"]]
+    return [areas: areas, union: union, leftOut: leftOut, used: used]
 }
 
 /** Whether an annotation was analysed, as it is now; it has no geometry if it is no area on the first plane. */
@@ -210,6 +213,23 @@ boolean covers(record, Geometry geometry, int turn) {
 
 /** What runs found doubtful about the nuclei that are now in an annotation. */
 String doubtsOf(String id, Geometry geometry, record) {
+    return withNucleiIn(id, geometry, record) { it.check }.collectMany { it.check.split("; ") as List }.unique().join("; ")
+}
+
+/** What the column "check" says of nuclei that were found at other pixel sizes (µm) than the present. */
+String noteOfSizes(String id, Geometry geometry, record, List mpp) {
+    def isOther = { size -> (0..1).any { Math.abs(size[it] - mpp[it]) > 0.01 * Math.max(size[it], mpp[it]) } }
+    def areas = withNucleiIn(id, geometry, record) { it.mpps.any(isOther) }
+    def sizes = areas.collectMany { it.mpps }.findAll(isOther).unique()
+    def text = { size ->
+        def (x, y) = size.collect { new BigDecimal(it).round(new MathContext(4)).stripTrailingZeros().toPlainString() }
+        return x == y ? x : "$x x $y"
+    }
+    return sizes ? "analysed at ${sizes.collect(text).join(" and ")} µm/px, counted at ${text(mpp)}: run again" : ""
+}
+
+/** The wanted areas of those whose nuclei are now in an annotation, the latest first. */
+List withNucleiIn(String id, Geometry geometry, record, Closure isWanted) {
     def near = record.areas.findAll { it.geometry.intersects(geometry) }
     def own = record.areas.findAll { it.id == id } ?: record.areas.findAll { isSame(it.geometry, geometry) }
     // Each run has replaced the nuclei of those before. Of one run, what it says of the annotation itself is exact.
@@ -218,13 +238,13 @@ String doubtsOf(String id, Geometry geometry, record) {
     def rest = geometry
     for (level in levels.keySet().sort { a, b -> b[0] <=> a[0] ?: b[1] <=> a[1] }) {
         found += levels[level].findAll {
-            it.check && both(it.geometry, rest).getArea() > Math.min(rounding(it.geometry), rounding(geometry))
-        }.collect { it.check }
+            isWanted(it) && both(it.geometry, rest).getArea() > Math.min(rounding(it.geometry), rounding(geometry))
+        }
         rest = without(rest, unionOf(levels[level].collect { it.geometry }))
         if (rest.getArea() <= rounding(geometry))
             break
     }
-    return found.collectMany { it.split("; ") as List }.unique().join("; ")
+    return found
 }
 
 /** Whether two outlines are the same, but for how exactly files keep coordinates. */

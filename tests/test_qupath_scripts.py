@@ -488,7 +488,9 @@ def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: P
         "    def geometry = it.rings ? script.valid(script.multiPolygon(it.rings)) : null\n"
         "    def status = script.statusOf(it.id, geometry, record)\n"
         '    def check = geometry == null ? "" : script.doubtsOf(it.id, geometry, record)\n'
-        '    println "$status: $check"\n',
+        '    def isCounted = status != "not analysed"\n'
+        '    def sizes = isCounted ? script.noteOfSizes(it.id, geometry, record, [0.5, 0.5]) : ""\n'
+        '    println "$status|$check|$sizes"\n',
         [
             {
                 "record": record_of(case),
@@ -499,8 +501,9 @@ def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: P
         ],
     )
     for case, line in zip(cases, found, strict=True):
-        status, check = line.split(": ")
+        status, check, sizes = line.split("|")
         assert status == case["status"], case["case"]
+        assert sizes == case.get("sizes", ""), case["case"]
         assert status == "not analysed" or check == case["check"], case["case"]
 
 

@@ -1,4 +1,4 @@
-"""The record of which areas of an image were analysed, and at which pixel size.
+"""The record of which areas of an image were analysed, and at which pixel sizes.
 
 An annotation without nuclei is either empty or was never analysed; the nuclei alone do not show
 which. A run therefore stores the analysed areas as an image property, a text in ``data.qpdata``.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, multipolygon
+from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, Mpp, multipolygon, pair
 from qpnuclei.qupath.areas import Parts, polygonal, polygons_in, union, valid_area
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
+from qpnuclei.slides.resolution import agree
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ _RIM_PX = 0.02
 
 #: Prefix of a doubt about an image from which nuclei have been removed since.
 _BEFORE_FILTER = "before the filter: "
-
-Mpp = tuple[float, float]
 
 
 class Status(StrEnum):
@@ -74,9 +73,9 @@ class UsedMpp:
         """Return the pixel size that `to_json` has written."""
         project = content["project"]
         return cls(
-            _pair(content["um"]),
+            pair(content["um"]),
             str(content["source"]),
-            None if project is None else _pair(project),
+            None if project is None else pair(project),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -115,9 +114,10 @@ class Record:
             return cls()
         try:
             content = json.loads(text)
+            used = UsedMpp.of_json(content["pixel size"])
             return cls(
-                tuple(map(AnalysedArea.of_json, content["areas"])),
-                UsedMpp.of_json(content["pixel size"]),
+                tuple(AnalysedArea.of_json(area, used.mpp) for area in content["areas"]),
+                used,
                 str(content.get("check", "")),
                 str(content.get("run", "")),
                 tuple(map(str, content.get("earlier runs", ()))),
@@ -128,8 +128,9 @@ class Record:
 
     def to_properties(self) -> dict[str, str]:
         """Return the record as an image property."""
+        usual = None if self.used is None else self.used.mpp
         content: dict[str, Any] = {
-            "areas": [area.to_json() for area in self.areas],
+            "areas": [area.to_json(usual) for area in self.areas],
             "pixel size": self.used and self.used.to_json(),
             **({"check": self.check} if self.check else {}),
             **({"run": self.run} if self.run else {}),
@@ -166,7 +167,7 @@ class Record:
             Whether the nuclei of earlier runs stay, and so the areas where they were found.
         keeps_doubts : bool
             With `keeps_nuclei`, whether the regions contain results of earlier runs, so that the
-            doubts about these stay.
+            doubts about these, and their pixel sizes, stay.
         """
         turn = 1 + self._last_turn
         new = tuple(
@@ -176,6 +177,7 @@ class Record:
                 doubt,
                 _left_out_of(region),
                 turn,
+                mpps=(used.mpp,),
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
@@ -183,7 +185,7 @@ class Record:
         if keeps_nuclei:
             if keeps_doubts:
                 check = together([check, self.image_doubts])
-                new = tuple(replace(area, check=self._doubts_beside(area)) for area in new)
+                new = tuple(map(self._with_earlier, new))
             return Record(tuple(self._beside(new, marker)), used, check, marker, earlier)
         replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
@@ -214,9 +216,13 @@ class Record:
             runs = (*earlier, marker) if earlier else ()
             yield replace(area, excluded=self._not_analysed_of(area.excluded), runs=runs)
 
-    def _doubts_beside(self, area: AnalysedArea) -> str:
-        """Return the doubts about the nuclei of a new area and those that stay in it."""
-        return together([area.check, self._doubts_in(valid_area(area.geometry))])
+    def _with_earlier(self, area: AnalysedArea) -> AnalysedArea:
+        """Return a new area with what is known of the nuclei of earlier runs that stay in it."""
+        geometry = valid_area(area.geometry)
+        check = together([area.check, self._doubts_in(geometry)])
+        others = self._with_nuclei_in(geometry, lambda earlier: earlier.mpps != area.mpps)
+        mpps = dict.fromkeys(mpp for earlier in others for mpp in earlier.mpps)
+        return replace(area, check=check, mpps=tuple(mpps | dict.fromkeys(area.mpps)))
 
     def _not_analysed_of(self, geometry: shapely.Geometry) -> shapely.MultiPolygon:
         """Return the part of an area that no run has analysed, without slivers from rounding."""
@@ -411,8 +417,30 @@ class Record:
         """
         if Region.of(annotation).plane != (0, 0):
             return ""
-        own = self._of_id.get(annotation.id) or self._with_outline(annotation.area)
-        return self._doubts_in(annotation.area, own)
+        return self._doubts_in(annotation.area, self._own_of(annotation))
+
+    def _own_of(self, annotation: Annotation) -> Sequence[AnalysedArea]:
+        return self._of_id.get(annotation.id) or self._with_outline(annotation.area)
+
+    def other_mpps(self, region: Region, mpp: Mpp) -> tuple[Mpp, ...]:
+        """Return the pixel sizes unlike `mpp` at which runs found the nuclei now in a region."""
+        if region.plane != (0, 0):
+            return ()
+        own = () if region.annotation is None else self._own_of(region.annotation)
+        return _unlike(
+            mpp, self._with_nuclei_in(region.geometry, lambda area: bool(_unlike(mpp, [area])), own)
+        )
+
+    def image_other_mpps(self, mpp: Mpp) -> tuple[Mpp, ...]:
+        """Return the pixel sizes unlike `mpp` at which runs found the nuclei now in the image."""
+        return _unlike(
+            mpp,
+            (
+                area
+                for area in self.areas
+                if _unlike(mpp, [area]) and not self._covers(area.analysed, area.turn)
+            ),
+        )
 
     @property
     def image_doubts(self) -> str:
@@ -426,29 +454,43 @@ class Record:
         return together([self.check, *doubts])
 
     def _doubts_in(self, geometry: shapely.Geometry, own: Sequence[AnalysedArea] = ()) -> str:
-        """Return the doubts about the nuclei in a geometry.
+        """Return the doubts about the nuclei in a geometry."""
+        doubted = self._with_nuclei_in(geometry, lambda area: bool(area.check), own)
+        return together(area.check for area in doubted)
 
-        Each run has replaced the nuclei of those before it. Of one run, the doubts about `own` are
-        more exact than those about the areas around them.
+    def _with_nuclei_in(
+        self,
+        geometry: shapely.Geometry,
+        is_wanted: Callable[[AnalysedArea], bool],
+        own: Sequence[AnalysedArea] = (),
+    ) -> Iterator[AnalysedArea]:
+        """Yield the wanted areas of those whose nuclei are in a geometry, the latest first.
+
+        Each run has replaced the nuclei of those before it. Of one run, `own` are more exact than
+        the areas around them.
         """
         near = self._meeting(geometry)
-        if not any(area.check for area in near):
-            return ""
+        if not any(map(is_wanted, near)):
+            return
         levels: dict[tuple[int, bool], list[AnalysedArea]] = {}
         for area in near:
             levels.setdefault((area.turn, any(area is one for one in own)), []).append(area)
-        found: list[str] = []
         rest = geometry
         for level in sorted(levels, reverse=True):
             areas = [valid_area(area.geometry) for area in levels[level]]
             for area, valid in zip(levels[level], areas, strict=True):
                 overlap = shapely.intersection(valid, rest).area
-                if area.check and overlap > min(_rounding(valid), _rounding(geometry)):
-                    found.append(area.check)
+                if is_wanted(area) and overlap > min(_rounding(valid), _rounding(geometry)):
+                    yield area
             rest = shapely.difference(rest, union(areas))
             if rest.area <= _rounding(geometry):
                 break
-        return together(found)
+
+
+def _unlike(mpp: Mpp, areas: Iterable[AnalysedArea]) -> tuple[Mpp, ...]:
+    """Return the pixel sizes of areas that differ from one, each once."""
+    sizes = dict.fromkeys(size for area in areas for size in area.mpps)
+    return tuple(size for size in sizes if not agree(size, mpp))
 
 
 def together(doubts: Iterable[str]) -> str:
@@ -502,8 +544,3 @@ def _left_out_of(region: Region) -> shapely.MultiPolygon:
     if region.annotation is None or not region.is_part:
         return NO_AREA
     return multipolygon(shapely.difference(region.annotation.area, region.geometry))
-
-
-def _pair(values: Any) -> Mpp:
-    x, y = map(float, values)
-    return x, y

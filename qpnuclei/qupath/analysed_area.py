@@ -13,6 +13,8 @@ from qpnuclei.qupath.areas import polygons_in, valid_area
 
 NO_AREA = shapely.MultiPolygon()
 
+Mpp = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class AnalysedArea:
@@ -40,6 +42,9 @@ class AnalysedArea:
         Identify the runs whose nuclei are in the area: the one that analysed it last, and those
         before it if it kept their nuclei. Empty if it is the last run of the image alone, and for
         earlier runs of versions that did not store them.
+    mpps : tuple of (float, float)
+        The pixel sizes of these runs, µm per level-0 px in x and y. Of a record whose versions did
+        not store them, that of the last run of the image.
     """
 
     id: UUID | None
@@ -49,6 +54,7 @@ class AnalysedArea:
     turn: int = 0
     image_check: str = ""
     runs: tuple[str, ...] = ()
+    mpps: tuple[Mpp, ...] = ()
 
     @property
     def analysed(self) -> shapely.Geometry:
@@ -66,8 +72,9 @@ class AnalysedArea:
         return replace(self, excluded=multipolygon(shapely.union(valid_area(self.excluded), part)))
 
     @classmethod
-    def of_json(cls, content: Any) -> AnalysedArea:
+    def of_json(cls, content: Any, usual: Mpp) -> AnalysedArea:
         """Return the area that `to_json` has written."""
+        mpps = tuple(map(pair, content.get("um", ()))) or (usual,)
         return cls(
             None if content["id"] is None else UUID(content["id"]),
             _from_rings(content["coordinates"]),
@@ -76,10 +83,18 @@ class AnalysedArea:
             int(content.get("turn", 0)),
             str(content.get("image check", "")),
             tuple(map(str, content.get("runs", ()))),
+            mpps,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the area as JSON types."""
+    def to_json(self, usual: Mpp | None) -> dict[str, Any]:
+        """Return the area as JSON types.
+
+        Parameters
+        ----------
+        usual : (float, float) or None
+            Pixel size of the last run of the image. An area states its own only if that differs:
+            an image may have as many areas as annotations.
+        """
         return {
             "id": None if self.id is None else str(self.id),
             "coordinates": _rings(self.geometry),
@@ -88,12 +103,25 @@ class AnalysedArea:
             **({"turn": self.turn} if self.turn else {}),
             **({"image check": self.image_check} if self.image_check else {}),
             **({"runs": self.runs} if self.runs else {}),
+            **({} if self.mpps in ((), (usual,)) else {"um": self.mpps}),
         }
 
 
 def multipolygon(geometry: shapely.Geometry) -> shapely.MultiPolygon:
     """Return the polygons of a geometry, without its lines and points."""
     return shapely.MultiPolygon(list(polygons_in(geometry)))
+
+
+def pair(values: Any) -> Mpp:
+    """Return two numbers of JSON as a pixel size.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they are not two numbers.
+    """
+    x, y = map(float, values)
+    return x, y
 
 
 def _rings(geometry: shapely.MultiPolygon) -> list[list[list[list[float]]]]:

@@ -13,13 +13,15 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import MppError
-from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.analysed import Record, together
+from qpnuclei.qupath.analysed_area import Mpp
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration, area_mm2
+from qpnuclei.slides.resolution import mpp_text
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +57,35 @@ class CountedImage:
         """The record of earlier runs on the image."""
         return Record.of(self.objects.properties, f"image {self.name}")
 
+    @property
+    def mpp(self) -> Mpp | None:
+        """µm per level-0 px in x and y; None if unknown."""
+        width, height = self.calibration.width_um, self.calibration.height_um
+        return (width, height) if width and height else None
+
     def mm2(self, area_px2: float | None) -> float:
         """Return an area in mm²; NaN if it or the pixel size is unknown."""
-        width, height = self.calibration.width_um, self.calibration.height_um
-        if area_px2 is None or not width or not height:
+        if area_px2 is None or self.mpp is None:
             return math.nan
-        return area_mm2(area_px2, (width, height))
+        return area_mm2(area_px2, self.mpp)
+
+    def doubts(self, region: Region) -> str:
+        """Return why the count of a region is doubtful, in one line; empty if it is not."""
+        others = () if self.mpp is None else self.record.other_mpps(region, self.mpp)
+        return together([self.record.doubts_in(region), self._note_of(others)])
+
+    @property
+    def image_doubts(self) -> str:
+        """Why the count of the whole image is doubtful, in one line; empty if it is not."""
+        others = () if self.mpp is None else self.record.image_other_mpps(self.mpp)
+        return together([self.record.image_doubts, self._note_of(others)])
+
+    def _note_of(self, others: Sequence[Mpp]) -> str:
+        """Return what to say of nuclei that were found at other pixel sizes than the present."""
+        if self.mpp is None or not others:
+            return ""
+        sizes = " and ".join(map(mpp_text, others))
+        return f"analysed at {sizes} µm/px, counted at {mpp_text(self.mpp)}: run again"
 
 
 def counted_image(

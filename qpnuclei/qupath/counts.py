@@ -58,8 +58,8 @@ def count_objects(
         * ``image``, ``annotation`` (its name), ``type`` (``"annotation"``, ``"TMA core"``,
           ``"missing TMA core"``, ``"class"`` or ``"image"``), ``class``;
         * ``nuclei``, ``nuclei_per_mm2``, ``area_mm2``, ``analysed_mm2``, ``status`` (a `Status`);
-        * ``check``: why the run found it doubtful (see ``docs/plausibility.md``), or how many
-          nuclei of other programs overlap counted ones of qpnuclei;
+        * ``check``: why the run found it doubtful (see ``docs/plausibility.md``), that it was
+          analysed at another pixel size, or how many nuclei are counted twice;
         * ``Num Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of
           detections, with QuPath's names and counts;
         * ``<class>: Positive %`` for classes with positive and negative subclasses, and
@@ -116,7 +116,7 @@ def count_objects(
                 (first.name if of_one else None, first.class_name, first.id if of_one else None),
                 first.kind if of_one else "class",
                 overall([statuses[i] for i in members if annotations[i].is_area]),
-                together(record.doubts(annotations[i]) for i in analysed_members),
+                together(image.doubts(regions[i]) for i in analysed_members),
                 (area, analysed, area if nucleus_classes is not None else analysed),
                 _union(inside, counted),
                 _union(analysed_in, counted),
@@ -191,7 +191,7 @@ def _image_row(
         status = Status.NOT_ANALYSED
     # Where others looked for nuclei is unknown, so there is no density of theirs.
     areas = (area, float(analysed.area), math.nan if counts_all else float(analysed.area))
-    check, own = record.image_doubts, (None, None, None)
+    check, own = image.image_doubts, (None, None, None)
     row = _row(image, own, "image", status, check, areas, rows, rows, classes, repeated)
     if rows is not None:  # QuPath's own columns count the whole image
         row |= classes.numbers(np.arange(len(detections)))

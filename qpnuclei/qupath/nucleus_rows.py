@@ -87,8 +87,7 @@ def nucleus_rows(
     owners = [annotations[members[-1]] if members else None for members in chains]
     parents = [[annotations[i] for i in members[:-1]] for members in chains]
     x, y = (centroids[rows, axis] for axis in (0, 1))
-    width, height = image.calibration.width_um, image.calibration.height_um
-    mpp = None if not width or not height else (width, height)
+    mpp = image.mpp
     x_um, y_um = (x * np.nan, y * np.nan) if mpp is None else (x * mpp[0], y * mpp[1])
 
     def of_image(text: str | None) -> pa.DictionaryArray:
@@ -126,7 +125,9 @@ def nucleus_rows(
         "z": planes[rows, 0].astype(np.int32),
         "t": planes[rows, 1].astype(np.int32),
         "status": of_chain([None if a is None else str(image.record.status(a)) for a in owners]),
-        "check": of_chain([None if a is None else image.record.doubts(a) or None for a in owners]),
+        "check": of_chain(
+            [None if a is None else image.doubts(Region.of(a)) or None for a in owners]
+        ),
     }
     arrays = [pa.array(columns[field.name], field.type) for field in FIELDS]
     table = pa.Table.from_arrays(arrays, schema=FIELDS)

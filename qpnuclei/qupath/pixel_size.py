@@ -16,7 +16,7 @@ from qpnuclei.qupath.image_names import image_option, images_named
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.slides.resolution import agree, resolve_mpp
 from qpnuclei.system.files import read_regular
 
 _log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def pixel_size(
             f"give run and export {image_option(entry)} --mpp 0.5, in µm per level-0 pixel (40x "
             "scans have about 0.25, 20x about 0.5), or those of many images with --mpp-table",
         ) from None
-    if asked.mpp is not None and any(abs(axis / asked.mpp - 1) > 0.01 for axis in own):
+    if asked.mpp is not None and not agree(own, (asked.mpp, asked.mpp)):
         _log.warning(
             "%s keeps its %.4g µm/px, from the %s: --mpp %g is for images without a pixel size; "
             "to override it, name the image: %s --mpp %g",

@@ -21,6 +21,7 @@ from qpnuclei.qupath.pixel_size import AskedMpp, Mpp, project_mpp
 from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.qupath.transaction import digest_of_file
 from qpnuclei.slides.files import one_per_slide
+from qpnuclei.slides.resolution import agree
 from qpnuclei.system.files import make_folder_below, read_regular, write_atomically
 
 #: Marks a project that was made from slides, and lists the files beside it that qpnuclei wrote.
@@ -186,7 +187,7 @@ def warn_of_kept_sizes(sizes: Sequence[Mpp | None], mpp: float) -> None:
     mpp : float
         Value of ``--mpp``, which is used for slides without a pixel size.
     """
-    kept = [own for own in sizes if own and any(abs(axis / mpp - 1) > 0.01 for axis in own)]
+    kept = [own for own in sizes if own and not agree(own, (mpp, mpp))]
     if kept:
         _log.warning(
             "--mpp %g is for slides without a pixel size: %d of %s have another one and keep it; "

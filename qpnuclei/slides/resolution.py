@@ -82,13 +82,13 @@ def resolve_mpp(
     if override is not None:
         chosen = _checked((override, override), "--mpp", name)
         for source, stated in (("the project", project), ("the slide file", slide)):
-            if stated is not None and not _agree(chosen, stated):
+            if stated is not None and not agree(chosen, stated):
                 _log.warning(
                     "%s: --mpp %g is used, although %s says %s µm/px",
                     name,
                     override,
                     source,
-                    _text(stated),
+                    mpp_text(stated),
                 )
                 break
         return chosen, "--mpp"
@@ -127,17 +127,25 @@ def _checked(mpp: tuple[float, float], source: MppSource, name: str) -> tuple[fl
             source
         ]
         raise MppError(
-            f"{name}: a pixel size of {_text(mpp)} µm/px, from {where}, cannot be right "
+            f"{name}: a pixel size of {mpp_text(mpp)} µm/px, from {where}, cannot be right "
             f"(possible: {MIN_MPP} to {MAX_MPP})",
             "give the true one as mpp (--mpp), in µm per level-0 pixel (40x scans have about 0.25)",
         )
     return mpp
 
 
-def _agree(a: tuple[float, float], b: tuple[float, float]) -> bool:
+def agree(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Tell whether two pixel sizes, in µm/px in x and y, differ by less than 1 %."""
     return all(math.isclose(p, q, rel_tol=_AGREEMENT) for p, q in zip(a, b, strict=True))
 
 
-def _text(mpp: tuple[float, float]) -> str:
+def mpp_text(mpp: tuple[float, float]) -> str:
+    """Return a pixel size in x and y for a message.
+
+    Examples
+    --------
+    >>> mpp_text((0.5, 0.5)), mpp_text((0.5, 0.25))
+    ('0.5', '0.5 x 0.25')
+    """
     x, y = (f"{axis:.4g}" for axis in mpp)
     return x if x == y else f"{x} x {y}"

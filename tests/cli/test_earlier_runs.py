@@ -397,3 +397,51 @@ def test_a_second_commit_after_another_run_changes_nothing(
     assert not ours(project)
     assert qpnuclei(*commit).exit_code == 0
     assert len(ours(project)) == image["nuclei"]
+
+
+def test_a_run_at_another_pixel_size_makes_earlier_counts_doubtful(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotate(project, shapely.box(160, 5, 250, 50), 4, "Other")
+    assert qpnuclei("run", project, "--roi-name", "A3", *RUN).exit_code == 0
+    other = ("run", project, "--roi-name", "A4", *RUN, "--mpp", "0.5")
+    assert qpnuclei(*other).exit_code == 0
+    note = "analysed at 0.25 µm/px, counted at 0.5: run again"
+    assert "the nuclei in A3 (00000000) were found at 0.25 µm/px, and this run uses 0.5" in (
+        caplog.text
+    )
+    assert record_of(project)["check"].endswith(note)
+    assert one(qpnuclei, project, "A3")["check"].endswith(note)
+    assert note not in str(one(qpnuclei, project, "A4")["check"])
+    (whole,) = exported(qpnuclei, project, "image")
+    assert whole["check"].endswith(note)
+    nuclei = project.parent.parent / "nuclei.parquet"
+    assert qpnuclei("export", project, "--by", "nucleus", "-o", nuclei).exit_code == 0
+    checks = {row["annotation"]: row["check"] for row in pq.read_table(nuclei).to_pylist()}
+    assert checks["A3"].endswith(note)
+    # A run that keeps earlier nuclei says so, and leaves them.
+    before = ours(project)
+    for kept in ("skip", "append"):
+        caplog.clear()
+        again = ("--roi-name", "A3", "--on-existing", kept, "--mpp", "0.5")
+        assert qpnuclei("run", project, *again, *RUN).exit_code == 0
+        assert before <= ours(project)
+        assert "nuclei in A3 (00000000) were found at 0.25 µm/px" in caplog.text
+        assert note in one(qpnuclei, project, "A3")["check"]
+    caplog.clear()
+    assert qpnuclei("run", project, "--roi-name", "A3", *RUN).exit_code == 0
+    assert "were found at" not in caplog.text
+    assert note not in str(one(qpnuclei, project, "A3")["check"])
+
+
+def test_a_pixel_size_that_is_given_only_to_export_makes_counts_doubtful(
+    qpnuclei: Call, project: Path
+) -> None:
+    assert qpnuclei("run", project, "--roi-name", "A3", *RUN).exit_code == 0
+    table = project.parent.parent / "counts.json"
+    for mpp in ("0.251", "0.4"):
+        done = qpnuclei("export", project, "-o", table, "--roi", "Stroma", "--mpp", mpp)
+        assert done.exit_code == 0
+        (row,) = json.loads(table.read_text())
+        note = f"analysed at 0.25 µm/px, counted at {mpp}: run again"
+        assert (note in str(row["check"])) == (mpp == "0.4")

@@ -425,3 +425,48 @@ def test_a_run_whose_nuclei_were_replaced_does_not_return_with_one_that_keeps_nu
     kept = run(replaced, TISSUE, marker="c", keeps_nuclei=True)
     assert [kept.has_run(marker) for marker in "abc"] == [False, True, True]
     assert [kept.had_run(marker) for marker in "abc"] == [True, True, True]
+
+
+COARSE = replace(USED, mpp=(0.5, 0.5))
+
+
+def test_each_area_keeps_the_pixel_size_at_which_it_was_analysed() -> None:
+    first = read(Record().with_run([Region.of(INSIDE)], COARSE))
+    both = read(first.with_run([Region.of(APART)], USED))
+    assert both.other_mpps(Region.of(INSIDE), (0.25, 0.25)) == ((0.5, 0.5),)
+    assert both.other_mpps(Region.of(APART), (0.5, 0.5)) == ((0.25, 0.25),)
+    for one in (INSIDE, APART):
+        area = next(area for area in both.areas if area.id == one.id)
+        assert not both.other_mpps(Region.of(one), area.mpps[0])
+    assert both.image_other_mpps((0.25, 0.25)) == ((0.5, 0.5),)
+    # A smaller difference than 1 % is rounding.
+    assert both.other_mpps(Region.of(APART), (0.252, 0.248)) == ()
+    again = read(both.with_run([Region.of(INSIDE)], USED))
+    assert again.image_other_mpps((0.25, 0.25)) == ()
+
+
+@pytest.mark.parametrize("keeps_doubts", [True, False])
+def test_nuclei_that_are_added_to_others_have_both_pixel_sizes(keeps_doubts: bool) -> None:
+    first = Record().with_run([Region.of(INSIDE)], COARSE)
+    added = read(
+        first.with_run([Region.of(INSIDE)], USED, keeps_nuclei=True, keeps_doubts=keeps_doubts)
+    )
+    expected = ((0.5, 0.5), (0.25, 0.25)) if keeps_doubts else ((0.25, 0.25),)
+    (area,) = added.areas
+    assert area.mpps == expected
+    # A run that replaces the nuclei leaves one.
+    (area,) = read(added.with_run([Region.of(INSIDE)], USED)).areas
+    assert area.mpps == ((0.25, 0.25),)
+
+
+def test_areas_of_versions_without_their_own_pixel_size_have_that_of_the_last_run() -> None:
+    record = Record().with_run([Region.of(INSIDE)], COARSE)
+    content = json.loads(record.to_properties()[PROPERTY])
+    assert "um" not in content["areas"][0]
+    assert read(record) == record
+    content = json.loads(record.with_run([Region.of(APART)], USED).to_properties()[PROPERTY])
+    assert [area.get("um") for area in content["areas"]] == [[[0.5, 0.5]], None]
+    for area in content["areas"]:
+        area.pop("um", None)
+    old = Record.of({PROPERTY: json.dumps(content)})
+    assert [area.mpps for area in old.areas] == [((0.25, 0.25),)] * 2

@@ -14,9 +14,12 @@ import shapely
 
 from qpnuclei.qupath.analysed import PROPERTY, Record, Status
 from qpnuclei.qupath.classes import ALL_DETECTIONS, Classes
-from qpnuclei.qupath.model import Annotation
+from qpnuclei.qupath.counted_image import CountedImage
+from qpnuclei.qupath.counts import count_objects
+from qpnuclei.qupath.model import Annotation, ImageObjects
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
+from qpnuclei.slides.calibration import PixelCalibration
 from tests.ids import nucleus_id
 from tests.qupath.counted import OTHER, RECTANGLE, annotation, detections, image
 from tests.qupath.counting_cases import CASES, id_of, record_of, rings
@@ -38,6 +41,10 @@ def test_status_and_doubts(case: dict[str, Any]) -> None:
     assert record.status(drawn) == case["status"]
     if record.status(drawn) is not Status.NOT_ANALYSED:
         assert record.doubts(drawn) == case["check"]
+    objects = ImageObjects((drawn,), detections([]), "", {PROPERTY: json.dumps(record_of(case))})
+    (row,) = count_objects(CountedImage("p", "a.svs", objects, PixelCalibration(0.5, 0.5)))
+    parts = [case.get("check"), case.get("sizes")]
+    assert (row["check"] or "") == "; ".join(filter(None, parts))
 
 
 @names("classes")

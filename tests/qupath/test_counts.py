@@ -20,6 +20,7 @@ from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.resolution import mpp_text
 from tests.ids import nucleus_id
 from tests.paths import SAMPLES
 from tests.qupath.counted import OTHER, RECTANGLE, annotation, detections, image, nuclei
@@ -396,3 +397,27 @@ def test_a_wholly_excluded_annotation_has_no_counts():
     for row in rows[1:]:
         assert {v for n, v in row.items() if n.startswith("Num ") or n == "nuclei"} == {None}
         assert row["analysed_mm2"] == 0
+
+
+def test_nuclei_found_at_another_pixel_size_than_the_present_are_doubtful():
+    first, second = annotation(RECTANGLE), annotation(shapely.box(50, 10, 60, 20), handle=1)
+    counted = image([first, second], detections([(15, 15), (55, 15)]), analysed=[first])
+    finer = UsedMpp((0.25, 0.25), "--mpp", (0.5, 0.25))
+    record = counted.record.with_run([Region.of(second)], finer)
+    objects = replace(counted.objects, properties=record.to_properties())
+    for mpp, sizes in {
+        (0.25, 0.25): ["0.5 x 0.25", None],
+        (0.5, 0.25): [None, "0.25"],
+        (0.6, 0.6): ["0.5 x 0.25", "0.25"],
+    }.items():
+        counted = replace(counted, objects=objects, calibration=PixelCalibration(*mpp))
+        own = mpp_text(mpp)
+        notes = [s and f"analysed at {s} µm/px, counted at {own}: run again" for s in sizes]
+        assert [row["check"] for row in count_objects(counted)] == notes
+        (of_class,) = count_objects(counted, "class")
+        assert of_class["check"] == "; ".join(filter(None, notes))
+        (whole,) = count_objects(counted, "image")
+        found = " and ".join(filter(None, sizes))
+        assert whole["check"] == f"analysed at {found} µm/px, counted at {own}: run again"
+    unknown = replace(counted, calibration=PixelCalibration())
+    assert [row["check"] for row in count_objects(unknown)] == [None, None]

@@ -268,13 +268,11 @@ def _counted(plan: ImagePlan) -> dict[str, Any]:
     whole = Region(None, analysed_area(image))
     *counts, (*_, twice_in_image) = count_in_regions(image, [*regions, whole])
     results = tuple(
-        RegionResult.of(
-            region, area, number, density, together([image.record.doubts_in(region), twice])
-        )
+        RegionResult.of(region, area, number, density, together([image.doubts(region), twice]))
         for region, (area, number, density, twice) in zip(regions, counts, strict=True)
     )
     return {
         "regions": results,
-        "check": together([image.record.image_doubts, twice_in_image]),
+        "check": together([image.image_doubts, twice_in_image]),
         "data": objects.fingerprint,
     }

@@ -18,7 +18,6 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
 from qpnuclei.pipeline.selection import TISSUE_CLASS, TISSUE_COLOR
-from qpnuclei.qupath.analysed import UsedMpp
 from qpnuclei.qupath.backups import list_backups
 from qpnuclei.qupath.geojson.writing import write_groups
 from qpnuclei.qupath.image_names import image_option
@@ -31,7 +30,6 @@ from qpnuclei.qupath.model import (
     Project,
 )
 from qpnuclei.qupath.names import class_of, file_stem
-from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.qupath.project_file import data_file
 from qpnuclei.system.files import folders_of_last_resort, make_folder_below
 
@@ -132,18 +130,7 @@ def _write(
     replaced = plan.replaceable if options.on_existing == "replace" else frozenset[UUID]()
     parents = [region.handle for region in plan.regions]
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
-    used = UsedMpp(plan.scale.mpp, plan.mpp_source, project_mpp(plan.entry))
-    record = plan.record.with_run(
-        plan.regions,
-        used,
-        plan.outdated,
-        nuclei.doubts.image,
-        nuclei.doubts.regions,
-        plan.marker,
-        left_out=plan.left_out,
-        keeps_nuclei=options.on_existing != "replace",
-        keeps_doubts=options.on_existing == "skip" or any(plan.existing),
-    )
+    record = plan.record_after(options.on_existing, nuclei.doubts.image, nuclei.doubts.regions)
     # Another run may have written the same nucleus in between.
     groups = nuclei.groups(parents, classes, plan.taken - replaced)
     step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import shapely
 
+from qpnuclei.choices import OnExisting
 from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
 from qpnuclei.nuclei.ids import made_id
 from qpnuclei.pipeline.options import RunOptions
@@ -25,17 +26,17 @@ from qpnuclei.pipeline.selection import (
     tissue_region,
     without_excluded,
 )
-from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.analysed import Record, Status, UsedMpp
 from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image, stains_of
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects
-from qpnuclei.qupath.pixel_size import pixel_size
+from qpnuclei.qupath.pixel_size import pixel_size, project_mpp
 from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.hdab_as_he import has_dab
-from qpnuclei.slides.resolution import Scale, working_downsample
+from qpnuclei.slides.resolution import Scale, mpp_text, working_downsample
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.tiling.plan import TilePlan
 
@@ -121,6 +122,30 @@ class ImagePlan:
     def area_mm2(self, region: Region) -> float:
         """Area of a region in mm²."""
         return area_mm2(region.area_px2, self.scale.mpp)
+
+    def record_after(
+        self, on_existing: OnExisting, check: str = "", checks: Sequence[str] = ()
+    ) -> Record:
+        """Return the record of the image after the run.
+
+        Parameters
+        ----------
+        on_existing : str
+            As in `RunOptions`.
+        check, checks : str, sequence of str
+            Why the run found the image, and each region, doubtful.
+        """
+        return self.record.with_run(
+            self.regions,
+            UsedMpp(self.scale.mpp, self.mpp_source, project_mpp(self.entry)),
+            self.outdated,
+            check,
+            checks,
+            self.marker,
+            left_out=self.left_out,
+            keeps_nuclei=on_existing != "replace",
+            keeps_doubts=on_existing == "skip" or any(self.existing),
+        )
 
 
 class NothingToDo(Exception):  # noqa: N818 - no error
@@ -234,6 +259,7 @@ def plan_image(
             "choose --on-existing replace, append or skip",
         )
     if options.on_existing == "skip":
+        _warn_of_other_mpps(entry, objects.annotations, record, mpp)
         regions = _not_analysed(regions, record, objects.detections, entry)
         existing = [frozenset[UUID]() for _ in regions]
     notes = []
@@ -249,7 +275,7 @@ def plan_image(
         notes.append(f"no stain vectors are set: measured with {DEFAULT_HE.name}")
     model = options.model_for(mpp)
     scale = Scale(mpp, working_downsample(mpp, specs[model].mpp))
-    return ImagePlan(
+    plan = ImagePlan(
         entry=entry,
         model=model,
         fingerprint=objects.fingerprint,
@@ -275,6 +301,10 @@ def plan_image(
         left_out=left_out,
         left_behind=left_behind,
     )
+    if options.on_existing != "skip":
+        after = plan.record_after(options.on_existing)
+        _warn_of_other_mpps(entry, objects.annotations, after, mpp)
+    return plan
 
 
 def earlier_nuclei(
@@ -370,6 +400,29 @@ def _not_analysed(
             else "no chosen annotation is without nuclei of earlier runs"
         )
     return chosen
+
+
+def _warn_of_other_mpps(
+    entry: ImageEntry, annotations: Sequence[Annotation], record: Record, mpp: tuple[float, float]
+) -> None:
+    """Warn of annotations whose nuclei were found at another pixel size, and stay."""
+    if not record.image_other_mpps(mpp):
+        return
+    analysed = [a for a in annotations if record.status(a) is not Status.NOT_ANALYSED]
+    found = {a.label: record.other_mpps(Region.of(a), mpp) for a in analysed}
+    found = {label: sizes for label, sizes in found.items() if sizes}
+    if found:
+        first, *others = found
+        sizes = dict.fromkeys(size for sizes in found.values() for size in sizes)
+        _log.warning(
+            "image %s: the nuclei in %s%s were found at %s µm/px, and this run uses %s: areas and "
+            "densities there are wrong until they are analysed again, with --on-existing replace",
+            entry.name,
+            first,
+            f" and {number_of(len(others), 'other annotation')}" if others else "",
+            " and ".join(map(mpp_text, sizes)),
+            mpp_text(mpp),
+        )
 
 
 def ids_of_detections(objects: ImageObjects) -> frozenset[UUID]:
