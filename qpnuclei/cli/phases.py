@@ -199,7 +199,7 @@ def commit(
         typer.Option(
             "--force",
             help="Write even if QuPath or another program saved the image since it was planned, as "
-            "long as its annotations are unchanged. A backup of that state is kept.",
+            "long as the same areas are chosen and excluded. A backup of that state is kept.",
         ),
     ] = False,
     backend: BackendOption = "auto",

@@ -207,7 +207,7 @@ def run(
         typer.Option(
             "--force",
             help="Write even if QuPath or another program saved the image during the run, as long "
-            "as its annotations are unchanged. A backup of that state is kept.",
+            "as the same areas are chosen and excluded. A backup of that state is kept.",
         ),
     ] = False,
     no_report: NoReport = False,

@@ -260,7 +260,11 @@ def _after_conflict(folder: RunFolder, options: RunOptions) -> str:
         "close the image in QuPath; repeat plan with the same options and --run-dir "
         f"{shlex.quote(str(folder.path))} (finished units are kept), then infer and commit"
     )
-    return hint if options.force else f"{hint}; or commit --force if no annotation was changed"
+    return (
+        hint
+        if options.force
+        else f"{hint}; or commit --force if the same areas are chosen and excluded"
+    )
 
 
 def _is_saved(folder: RunFolder, image: PlannedImage) -> bool:

@@ -231,6 +231,7 @@ def _image_plan(
         model=image.model,
         # If the image's fingerprint has changed, the save is refused.
         fingerprint=image.data,
+        size=(image.slide.width, image.slide.height),
         taken=ids_of_detections(objects),
         scale=image.scale,
         mpp_source=image.mpp_source,

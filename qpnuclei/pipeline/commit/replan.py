@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from uuid import UUID
 
-from qpnuclei.errors import ConflictError, FormatError
+import shapely
+
+from qpnuclei.errors import ConflictError, FormatError, UsageError
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.planning.image_plan import ImagePlan, earlier_nuclei, ids_of_detections
-from qpnuclei.pipeline.selection import Locked, ours_within
+from qpnuclei.pipeline.planning.image_plan import (
+    ImagePlan,
+    NothingToDo,
+    earlier_nuclei,
+    ids_of_detections,
+    not_analysed,
+)
+from qpnuclei.pipeline.selection import (
+    Locked,
+    Selection,
+    ours_within,
+    select_regions,
+    without_excluded,
+)
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.model import Annotation, ImageObjects
 from qpnuclei.qupath.regions import Region, same_outline
+
+_EXCLUDED = "what is excluded from {} changed since the image was planned"
+#: An outline may have moved by this much, because of how exactly coordinates are stored.
+_ROUNDING_PX = 0.02
 
 _Named = dict[tuple[str, UUID | str | None], list[Annotation]]
 
@@ -19,14 +39,15 @@ _Named = dict[tuple[str, UUID | str | None], list[Annotation]]
 def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     """Return the plan for an image that another program saved after it was planned.
 
-    Tiles and nuclei stay the same, so the annotations must be unchanged; everything else of the
-    image may have changed.
+    Tiles and nuclei stay the same, so the selection must mean the same areas; everything else of
+    the image may have changed.
 
     Raises
     ------
     ConflictError
-        If an annotation was deleted or its outline changed, the file cannot be read, or another run
-        has written into an annotation that ``on_existing`` protects.
+        If an annotation was deleted or its outline changed, others are chosen or excluded now, the
+        file cannot be read, or another run has written into an annotation that ``on_existing``
+        protects.
     """
     try:
         objects = plan.entry.read()
@@ -52,18 +73,89 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         name = next((r.label for r, ids in zip(regions, held, strict=True) if ids), None)
         if name is not None:
             raise ConflictError(f"qpnuclei wrote detections into {name} since it was planned")
+    record = Record.of(objects.properties, f"image {plan.entry.name}")
+    if options.selection.tissue:
+        _check_tissue(plan, options.selection, objects)
+    else:
+        _check_chosen(plan, regions, options, objects, record)
     return dataclasses.replace(
         plan,
         fingerprint=objects.fingerprint,
         taken=ids_of_detections(objects),
         regions=regions,
         existing=existing,
-        record=Record.of(objects.properties, f"image {plan.entry.name}"),
+        record=record,
         tissue=tissue,
         outdated=outdated,
         locked=Locked.of(objects.detections, [*existing, left_behind]),
         left_behind=left_behind,
     )
+
+
+def _check_chosen(
+    plan: ImagePlan,
+    regions: Sequence[Region],
+    options: RunOptions,
+    objects: ImageObjects,
+    record: Record,
+) -> None:
+    """Check that the selection means the planned regions, here with their present annotations.
+
+    Raises
+    ------
+    ConflictError
+        If others are chosen now, or other parts of them are excluded.
+    """
+    selection = options.selection
+    for region in regions:
+        if region.annotation is not None and not selection.matches(region.annotation):
+            raise ConflictError(
+                f"the annotation {region.label} is not chosen any more: its class or name changed "
+                "since it was planned"
+            )
+    try:
+        chosen = select_regions(selection, objects.annotations, *plan.size)
+        now, left_out = without_excluded(chosen, selection, objects.annotations)
+        if options.on_existing == "skip":
+            now = not_analysed(now, record, objects.detections, plan.entry)
+    except UsageError as error:
+        raise ConflictError(f"the chosen annotations changed: {error.what}") from error
+    except NothingToDo:
+        now = []
+    present = {region.handle: region for region in now}
+    for region in regions:
+        found = present.pop(region.handle, None)
+        if found is None or not _is_same_area(found.geometry, region.geometry):
+            raise ConflictError(_EXCLUDED.format(region.label))
+    for region in present.values():
+        if not any(same_outline(region.geometry, planned.geometry) for planned in regions):
+            raise ConflictError(
+                f"the annotation {region.label} is to be analysed, too: it was drawn, or its class "
+                "or name changed, since the image was planned"
+            )
+    if options.on_existing == "replace" and not _is_same_area(left_out, plan.left_out):
+        raise ConflictError(_EXCLUDED.format("the chosen annotations"))
+
+
+def _check_tissue(plan: ImagePlan, selection: Selection, objects: ImageObjects) -> None:
+    """Check that the same parts of the tissue are excluded as when it was planned.
+
+    Raises
+    ------
+    ConflictError
+        If they are not.
+    """
+    planned = union(region.geometry for region in plan.regions)
+    tissue = Region(None, polygonal(union([planned, plan.left_out])))
+    now, _ = without_excluded([tissue], selection, objects.annotations)
+    if not _is_same_area(union(region.geometry for region in now), planned):
+        raise ConflictError(_EXCLUDED.format("the tissue"))
+
+
+def _is_same_area(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+    """Tell whether two areas are equal up to the precision of stored coordinates."""
+    apart = shapely.symmetric_difference(a, b).area
+    return bool(apart <= _ROUNDING_PX * max(a.length, b.length))
 
 
 def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:
@@ -102,7 +194,6 @@ def _same_annotation(region: Region, known: _Named) -> Annotation | None:
 def _find_annotation(wanted: Annotation, known: _Named) -> Annotation | None:
     # QuPath gives UUIDs to objects that were saved without one.
     key = ("UUID", wanted.id) if wanted.id else ("name", wanted.name)
-    for found in known.get(key, ()):
-        if same_outline(found.geometry, wanted.geometry):
-            return found
-    return None
+    found = [a for a in known.get(key, ()) if same_outline(a.geometry, wanted.geometry)]
+    # Without UUIDs, annotations of several classes may have the same outline.
+    return max(found, key=lambda a: a.class_name == wanted.class_name, default=None)

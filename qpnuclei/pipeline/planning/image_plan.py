@@ -60,6 +60,8 @@ class ImagePlan:
         The one of ``RunOptions.models`` that finds its nuclei.
     fingerprint : str
         Identifies the state of the image's data when it was planned.
+    size : (width, height) of int
+        Of the image, level-0 px.
     taken : frozenset of UUID
         UUIDs of all detections in the image before the run.
     scale : Scale
@@ -92,6 +94,7 @@ class ImagePlan:
     entry: ImageEntry
     model: str
     fingerprint: str
+    size: tuple[int, int]
     taken: frozenset[UUID]
     scale: Scale
     mpp_source: str
@@ -260,7 +263,7 @@ def plan_image(
         )
     if options.on_existing == "skip":
         _warn_of_other_mpps(entry, objects.annotations, record, mpp)
-        regions = _not_analysed(regions, record, objects.detections, entry)
+        regions = not_analysed(regions, record, objects.detections, entry)
         existing = [frozenset[UUID]() for _ in regions]
     notes = []
     removed = left_behind.difference(locked.ids, *existing)
@@ -279,6 +282,7 @@ def plan_image(
         entry=entry,
         model=model,
         fingerprint=objects.fingerprint,
+        size=(slide.width, slide.height),
         taken=ids_of_detections(objects),
         scale=scale,
         mpp_source=mpp_source,
@@ -363,7 +367,7 @@ def _annotated(
     return [Region(tissue, geometry)], tissue
 
 
-def _not_analysed(
+def not_analysed(
     regions: Sequence[Region], record: Record, detections: Detections, entry: ImageEntry
 ) -> list[Region]:
     """Return the parts of regions that no run has analysed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
+from qpnuclei.choices import OnExisting
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
@@ -21,15 +23,21 @@ from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses
-from qpnuclei.pipeline.selection import Selection, ours_within, select_regions
+from qpnuclei.pipeline.selection import (
+    Selection,
+    ours_within,
+    select_regions,
+    without_excluded,
+)
+from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.geojson.reading import read_objects
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
+from qpnuclei.qupath.model import Annotation, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.hierarchy import annotations_of
 from qpnuclei.qupath.qpdata.path_objects import PathObject
-from qpnuclei.qupath.regions import region_of
+from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.stains import DEFAULT_HE
 from qpnuclei.system.files import atomic_file
@@ -49,7 +57,8 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> NativeProject:
 def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
     """Plan the image as a run does, without tiles: they are done with when nuclei are written."""
     objects = image.read()
-    regions = select_regions(options.selection, objects.annotations, 512, 384)
+    chosen = select_regions(options.selection, objects.annotations, 512, 384)
+    regions, left_out = without_excluded(chosen, options.selection, objects.annotations)
     existing = ours_within(regions, objects.detections)
     scale = Scale((0.5, 0.5), (1.0, 1.0))
     tiles = TilePlan(shapely.box(0, 0, 512, 384), (512, 384), 512, 32)
@@ -58,6 +67,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
         image,
         "default-40x",
         objects.fingerprint,
+        (512, 384),
         taken,
         scale,
         "--mpp",
@@ -65,6 +75,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
         regions,
         existing,
         tiles,
+        left_out=left_out if options.on_existing == "replace" else NO_AREA,
     )
 
 
@@ -219,28 +230,134 @@ def test_force_replaces_what_another_run_wrote_meanwhile(
         write_back(project, plan, nuclei_of(plan), replace(options, on_existing="skip"), tmp_path)
 
 
-@pytest.mark.parametrize("geometry", [None, shapely.box(40, 170, 121, 230)])
-def test_force_refuses_when_an_annotation_is_not_where_it_was(
-    project: NativeProject, tmp_path: Path, geometry: shapely.Geometry | None
+NESTED = shapely.box(40, 170, 120, 230)
+#: Of the image, the part without chosen annotations.
+ELSEWHERE = shapely.box(300, 10, 340, 40)
+
+
+def without_nested(image: NativeImage) -> UUID:
+    """Save the image as someone does who has deleted "nested"; return its UUID, or a new one."""
+    nested = next(a for a in image.read().annotations if a.name == "nested")
+    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
+    annotations_of(data_file._root(), range(9))[2].set_children([])
+    with image.data_path.open("wb") as stream:
+        data_file.write(stream.write)
+    return nested.id or nucleus_id(b"0123456789")
+
+
+def draw(
+    image: NativeImage,
+    geometry: shapely.Geometry,
+    name: str,
+    class_name: str | None,
+    own_id: UUID | None = None,
+) -> None:
+    new = NewAnnotation(
+        geometry,
+        own_id or nucleus_id(name.encode().ljust(10)[:10]),
+        name,
+        None if class_name is None else PathClass(class_name),
+    )
+    image.write(Edit(annotations=[new]), image.read().fingerprint)
+
+
+def outline_changed(image: NativeImage) -> None:
+    own_id = without_nested(image)
+    draw(image, shapely.box(40, 170, 121, 230), "nested", "Stroma", own_id)
+
+
+def class_changed(image: NativeImage) -> None:
+    own_id = without_nested(image)
+    draw(image, NESTED, "nested", "Tumor", own_id)
+
+
+def excluded(image: NativeImage) -> None:
+    draw(image, shapely.box(30, 160, 80, 300), "pen", "Ignore*")
+
+
+def wholly_excluded(image: NativeImage) -> None:
+    draw(image, shapely.box(30, 160, 180, 300), "pen", "Ignore*")
+
+
+def excluded_elsewhere(image: NativeImage) -> None:
+    pen = next(a.id for a in image.read().annotations if a.name == "old pen")
+    assert pen is not None
+    image.write(Edit(remove=frozenset([pen])), image.read().fingerprint)
+    draw(image, shapely.box(40, 200, 120, 230), "old pen", "Ignore*", pen)
+
+
+def another_drawn(image: NativeImage) -> None:
+    draw(image, ELSEWHERE, "new", "Stroma")
+
+
+@pytest.mark.parametrize("on_existing", ["replace", "append", "skip"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_nested, r"the annotation nested .* was deleted or its outline changed"),
+        (outline_changed, r"the annotation nested .* was deleted or its outline changed"),
+        (class_changed, r"the annotation nested .* is not chosen any more: its class or name"),
+        (excluded, r"what is excluded from nested .* changed since"),
+        (wholly_excluded, r"what is excluded from nested .* changed since"),
+        (excluded_elsewhere, r"what is excluded from nested .* changed since"),
+        (another_drawn, r"the annotation new .* is to be analysed, too"),
+    ],
+)
+def test_force_refuses_when_other_areas_are_to_be_analysed(
+    project: NativeProject,
+    tmp_path: Path,
+    change: Callable[[NativeImage], object],
+    reason: str,
+    on_existing: OnExisting,
+) -> None:
+    image = project.images[0]
+    options = replace(OPTIONS, force=True, on_existing=on_existing)
+    draw(image, shapely.box(40, 170, 120, 175), "old pen", "Ignore*")
+    plan = plan_of(image, options)
+    change(image)
+    theirs = image.data_path.read_bytes()
+    with pytest.raises(ConflictError, match=reason):
+        write_back(project, plan, nuclei_of(plan), options, tmp_path)
+    assert image.data_path.read_bytes() == theirs
+    assert (tmp_path / "1-he small.png.rescued.geojson.gz").exists()
+
+
+@pytest.mark.parametrize("class_name", [None, "Tumor", "Ignore*"])
+def test_force_allows_new_annotations_that_change_nothing_of_the_selection(
+    project: NativeProject, tmp_path: Path, class_name: str | None
 ) -> None:
     image = project.images[0]
     plan = plan_of(image)
-    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
-    polygon = annotations_of(data_file._root(), range(9))[2]
-    polygon.set_children([])
-    with image.data_path.open("wb") as stream:
-        data_file.write(stream.write)
-    if geometry is not None:
-        own_id = next(
-            r.annotation.id for r in plan.regions if r.label.startswith("nested")
-        ) or nucleus_id(b"0123456789")
-        new = NewAnnotation(geometry, own_id, "nested")
-        image.write(Edit(annotations=[new]), image.read().fingerprint)
+    draw(image, ELSEWHERE, "new", class_name)
+    write_back(project, plan, nuclei_of(plan), replace(OPTIONS, force=True), tmp_path)
+    assert written_into(image) == ["nested", "nested"]
+
+
+@pytest.mark.parametrize("is_annotated", [True, False])
+def test_force_refuses_when_other_parts_of_the_tissue_are_excluded(
+    project: NativeProject, tmp_path: Path, is_annotated: bool
+) -> None:
+    image = project.images[0]
+    options = replace(
+        OPTIONS, selection=Selection(tissue=True), force=True, tissue_annotation=is_annotated
+    )
+    own_id = nucleus_id(b"the tissue")
+    tissue = Annotation(9, own_id, None, "Tissue", "GeometryROI", shapely.box(0, 0, 300, 380))
+    region = Region(tissue if is_annotated else None, tissue.geometry)
+    plan = replace(plan_of(image), regions=[region], tissue=tissue if is_annotated else None)
+    draw(image, ELSEWHERE, "beside", "Ignore*")
+    tables = [NucleiTable.from_polygons([shapely.box(50, 180, 55, 186)])]
+    nuclei = new_nuclei(plan, tables, options)
+    draw(image, shapely.box(30, 160, 80, 300), "pen", "Ignore*")
     theirs = image.data_path.read_bytes()
-    with pytest.raises(ConflictError, match=r"nested .* was deleted or its outline changed"):
-        write_back(project, plan, nuclei_of(plan), replace(OPTIONS, force=True), tmp_path)
+    with pytest.raises(ConflictError, match="what is excluded from the tissue changed"):
+        write_back(project, plan, nuclei, options, tmp_path)
     assert image.data_path.read_bytes() == theirs
-    assert (tmp_path / "1-he small.png.rescued.geojson.gz").exists()
+    pen = next(a.id for a in image.read().annotations if a.name == "pen")
+    assert pen is not None
+    image.write(Edit(remove=frozenset([pen])), image.read().fingerprint)
+    write_back(project, plan, nuclei, options, tmp_path)
+    assert len(written_into(image)) == 1
 
 
 @pytest.mark.parametrize(
