@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.model import ImageEntry, PathClass, Project, packed_rgb
+from qpnuclei.qupath.model import Detections, ImageEntry, PathClass, Project, packed_rgb
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of
 from qpnuclei.slides.hdab_as_he import DAB, has_dab
 
@@ -29,6 +30,9 @@ _COLORS = {
     "3+": packed_rgb(200, 50, 50),
 }
 _NAMES = {0: (), 1: ("Negative", "Positive"), 3: ("Negative", "1+", "2+", "3+")}
+
+#: Names of the measurement: of nuclei without cells, and of nuclei in cells.
+_MEANS = (f"{DAB}: Mean", f"Nucleus: {DAB}: Mean")
 
 _OPTION = "--positive-threshold"
 _HINT = (
@@ -62,11 +66,40 @@ class NucleusClasses:
         """
         if not self.thresholds:
             return np.zeros(len(nuclei), np.int64)
-        name = f"{DAB}: Mean" if nuclei.cells is None else f"Nucleus: {DAB}: Mean"
-        # Compared as double, like QuPath does: as float32, 0.7 would be less than 0.7.
-        values = nuclei.measurements[name].astype(np.float64)
-        grades = np.searchsorted(np.asarray(self.thresholds), values, side="right")
-        return np.where(np.isnan(values), 0, 1 + grades)
+        name = _MEANS[nuclei.cells is not None]
+        return _codes(nuclei.measurements[name], self.thresholds)
+
+
+def _codes(
+    values: npt.NDArray[np.floating[Any]], thresholds: Sequence[float]
+) -> npt.NDArray[np.int64]:
+    # Compared as double, like QuPath does: as float32, 0.7 would be less than 0.7.
+    values = values.astype(np.float64)
+    grades = np.searchsorted(np.asarray(thresholds), values, side="right")
+    return np.where(np.isnan(values), 0, 1 + grades)
+
+
+def grades_of(detections: Detections, thresholds: Sequence[float]) -> npt.NDArray[Any]:
+    """Return ``"Positive"``, ``"Negative"`` or a grade for each of N detections of qpnuclei.
+
+    Parameters
+    ----------
+    thresholds : sequence of float
+        As `check_thresholds` has checked them.
+
+    Returns
+    -------
+    (N,) object ndarray of str
+        Empty for those without a measurement of DAB, and for all without thresholds.
+    """
+    if not thresholds:
+        return np.full(len(detections), "", dtype=object)
+    values = np.full(len(detections), np.nan)
+    for name in _MEANS:
+        measured = detections.measurements.get(name, values)
+        values = np.where(np.isnan(values), measured, values)
+    names = np.array(["", *_NAMES[len(thresholds)]], dtype=object)
+    return names[_codes(values, thresholds)]
 
 
 def classes_of_nuclei(

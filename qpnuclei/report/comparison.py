@@ -36,6 +36,7 @@ class ImageSummary:
     counts_all: bool
     stained: bool
     is_unrecorded: bool
+    otherwise: int
     image_type: str | None
 
 

@@ -13,13 +13,14 @@ import shapely
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.measure.shape import AREA
+from qpnuclei.pipeline.positivity import grades_of
 from qpnuclei.qupath.analysed import Status
 from qpnuclei.qupath.areas import union, valid_area
 from qpnuclei.qupath.classes import is_positive
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area, counted_image, counted_nuclei
 from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.images import open_image
-from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.report.density import density_map, viridis
 from qpnuclei.report.histogram import Histogram, histogram
@@ -101,6 +102,8 @@ class ImageContent:
         Classes of counted detections of other programs, if no run has analysed the image.
     problem : str
         Reason why there are no pictures; empty if there are pictures.
+    otherwise : int
+        Number of nuclei that have another class than the thresholds of `written_by` give.
     """
 
     entry: ImageEntry
@@ -120,6 +123,7 @@ class ImageContent:
     crops: tuple[Crop, ...] = ()
     histograms: tuple[Histogram, ...] = ()
     has_positive: bool = False
+    otherwise: int = 0
     problem: str = ""
 
     @property
@@ -146,8 +150,12 @@ class ImageContent:
 
 @dataclass(frozen=True, eq=False)
 class _Nuclei:
-    """The counted nuclei, which of them are positive, and the area that was searched for them."""
+    """The counted nuclei, which of them are positive, and the area that was searched for them.
 
+    `rows` are their indices among the detections of the image.
+    """
+
+    rows: npt.NDArray[np.int64]
     geometries: npt.NDArray[Any]
     centroids: Floats
     measurements: dict[str, Floats]
@@ -238,6 +246,7 @@ def image_content(
             if values is not None and len(values)
         ),
         has_positive=bool(nuclei.positive.any()),
+        otherwise=_classified_otherwise(image.objects.detections, nuclei.rows, run),
         problem="; ".join(error.what for error in problems),
         **pictures,
     )
@@ -268,12 +277,26 @@ def _nuclei(
         area = shapely.box(0, 0, *image.size)
     wanted = {*_CERTAINTY, *_SIZE, *_HAEMATOXYLIN, *_DAB}
     return _Nuclei(
+        rows,
         detections.nucleus_geometries[rows],
         detections.centroids[rows],
         {n: c[rows] for n, c in detections.measurements.items() if n in wanted},
         np.array([is_positive(detections.class_names[row]) for row in rows.tolist()], bool),
         area,
         mpp,
+    )
+
+
+def _classified_otherwise(
+    detections: Detections, rows: npt.NDArray[np.int64], run: Run | None
+) -> int:
+    """Return how many nuclei of qpnuclei have another class than the thresholds of a run give."""
+    if run is None or not run.positive_thresholds:
+        return 0
+    grades = grades_of(detections, run.positive_thresholds)
+    return sum(
+        bool(grades[row]) and (detections.class_names[row] or "").rpartition(": ")[2] != grades[row]
+        for row in rows[detections.ours[rows]].tolist()
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qpnuclei._version import __version__
+from qpnuclei.errors import number_of
 from qpnuclei.models.registry import COARSE_ABOVE_MPP
 from qpnuclei.report.runs import Run
 
@@ -38,6 +39,7 @@ def methods(
     cores: int,
     classes: Sequence[str],
     stained: bool,
+    otherwise: int = 0,
 ) -> tuple[str, list[str]]:
     """Return the paragraph and its numbered references.
 
@@ -55,6 +57,8 @@ def methods(
         Classes of the annotations.
     stained : bool
         Whether haematoxylin was measured.
+    otherwise : int
+        Number of nuclei that have another class than the thresholds of these runs give.
     """
     areas = []
     if annotations or not cores:
@@ -91,8 +95,8 @@ def methods(
                 f"Cells reach up to {expansion:g} µm beyond their nuclei, and halfway to the next "
                 "one."
             )
-        thresholds = run.arguments.get("positive_thresholds")
-        if isinstance(thresholds, list | tuple) and thresholds:
+        thresholds = run.positive_thresholds
+        if thresholds:
             values = ", ".join(f"{value:g}" for value in thresholds)
             of_run.append(
                 f"Nuclei with a mean optical density of DAB of at least {values} are "
@@ -102,6 +106,11 @@ def methods(
         if of_run not in described:
             described.append(of_run)
             sentences += of_run
+    if otherwise:
+        sentences.append(
+            f"The thresholds do not hold for {number_of(otherwise, 'nucleus')}, whose classes are "
+            "from earlier runs or given by hand."
+        )
     if unrecorded:
         sentences.append(
             f"The nuclei of {_many(unrecorded, 'image')} were segmented by a run of qpnuclei whose "

@@ -266,6 +266,7 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> ImageSummary:
         counts_all=counts_all or content.others is not None,
         stained=any("aematoxylin" in histogram.title for histogram in content.histograms),
         is_unrecorded=content.is_unrecorded,
+        otherwise=content.otherwise,
         image_type=content.entry.image_type,
     )
 
@@ -278,8 +279,9 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
     stained = any(image.stained for image in shown)
     unrecorded = sum(image.is_unrecorded for image in shown)
     cores = len(rows) - len(annotations)
+    otherwise = sum(image.otherwise for image in shown)
     text, references = methods(
-        runs, unrecorded, images, len(annotations), cores, list(classes), stained
+        runs, unrecorded, images, len(annotations), cores, list(classes), stained, otherwise
     )
     models = dict.fromkeys(str(m.get("name") or "unknown") for run in runs for m in run.models)
     return {"methods": text, "references": references, "models": list(models)}

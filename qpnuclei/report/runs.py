@@ -57,6 +57,13 @@ class Run:
         return _mapping(self.content.get("arguments"))
 
     @property
+    def positive_thresholds(self) -> tuple[float, ...]:
+        """Optical densities of DAB from which nuclei are positive, or 1+, 2+ and 3+; or none."""
+        given = _sequence(self.arguments.get("positive_thresholds"))
+        known = tuple(float(value) for value in given if isinstance(value, int | float))
+        return known if len(known) == len(given) and len(known) in (1, 3) else ()
+
+    @property
     def started(self) -> str:
         """Start of the run, to the minute; empty if unknown."""
         return str(self.content.get("started") or "")[:16].replace("T", " ")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,17 +24,19 @@ from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import plan_images
-from qpnuclei.pipeline.positivity import classes_of_nuclei
+from qpnuclei.pipeline.positivity import classes_of_nuclei, grades_of
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.adding import add_slides
 from qpnuclei.qupath.geojson.reading import read_objects
-from qpnuclei.qupath.model import PathClass
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeProject, open_project
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB
 from tests.cli.test_one_bad_apple import annotate
+from tests.pipeline.commit.test_locked import lock
 from tests.pipeline.killing import make_project
+from tests.qupath.counted import detections
 from tests.slides.test_hdab_as_he import SIZE, tissue
 
 OPTIONS = RunOptions(
@@ -57,6 +62,12 @@ def test_from_the_threshold_on_a_nucleus_is_positive(with_cells: bool) -> None:
     assert names() == ["Nucleus"] * 7
     assert names(0.25) == ["Negative", *["Positive"] * 5, "Nucleus"]
     assert names(0.25, 0.5, 0.7) == ["Negative", "1+", "1+", "2+", "2+", "3+", "Nucleus"]
+    # The same of detections in a project.
+    saved = detections([(2, 2)] * 7, measurements={**nuclei.measurements})
+    for thresholds in [(0.25,), (0.25, 0.5, 0.7)]:
+        expected = [name.replace("Nucleus", "") for name in names(*thresholds)]
+        assert grades_of(saved, thresholds).tolist() == expected
+    assert grades_of(saved, ()).tolist() == [""] * 7
 
 
 @pytest.mark.parametrize(
@@ -168,3 +179,86 @@ def test_an_image_without_dab_is_refused(tmp_path: Path) -> None:
     ((entry, error),) = failed
     assert entry.name == "0.tif"
     assert "is not stained with haematoxylin and DAB" in error.what
+
+
+#: The brown nuclei of the picture have about 0.6, the blue ones 0.
+DARK, PALE = (0.9,), (0.3,)
+BROWN = 11
+
+
+def notes_of(project: NativeProject, options: RunOptions) -> list[str]:
+    """Return what a run says of classes that stay."""
+    (image,) = analyse_project(project, project.images, options).images
+    return [note for note in image.notes if "another class" in note]
+
+
+def methods_of(project: NativeProject, tmp_path: Path) -> str:
+    page = tmp_path / "report.html"
+    assert CliRunner().invoke(app, ["report", str(project.path), "-o", str(page)]).exit_code == 0
+    return " ".join(re.sub(r"<[^>]+>", " ", page.read_text()).split())
+
+
+@pytest.mark.parametrize(
+    ("more", "keeps"),
+    [
+        ({"positive_thresholds": DARK}, BROWN),
+        ({"positive_thresholds": PALE}, 0),
+        ({"positive_thresholds": ()}, 0),
+        ({"class_name": "Cell"}, 25),
+        ({"class_name": "Cell", "positive_thresholds": ()}, 25),
+    ],
+)
+def test_nuclei_found_again_keep_their_class_and_the_run_says_so(
+    stained: NativeProject, tmp_path: Path, more: dict[str, Any], keeps: int
+) -> None:
+    first = replace(OPTIONS, positive_thresholds=PALE)
+    assert notes_of(stained, first) == []
+    before = Counter(stained.images[0].read().detections.class_names)
+    assert before == {"Nucleus: Positive": BROWN, "Nucleus: Negative": 25 - BROWN}
+    second = replace(first, on_existing="append", **more)
+    notes = notes_of(stained, second)
+    assert Counter(stained.images[0].read().detections.class_names) == before
+    assert notes == [
+        f"{keeps} nuclei of earlier runs keep another class than this run gives; --on-existing "
+        "replace replaces those that are not locked"
+    ] * bool(keeps)
+    text = methods_of(stained, tmp_path)
+    assert (f"The thresholds do not hold for {BROWN} nuclei" in text) == (
+        second.positive_thresholds == DARK
+    )
+    # One that replaces them gives what its options say.
+    assert notes_of(stained, replace(second, on_existing="replace")) == []
+    assert "do not hold" not in methods_of(stained, tmp_path)
+
+
+def test_a_locked_nucleus_keeps_its_class_and_the_run_says_so(
+    stained: NativeProject, tmp_path: Path
+) -> None:
+    (image,) = stained.images
+    assert notes_of(stained, replace(OPTIONS, positive_thresholds=PALE)) == []
+    found = image.read().detections
+    chosen = found.ids[found.class_names.index("Nucleus: Positive")]
+    assert chosen is not None
+    lock(image, [chosen])
+    assert notes_of(stained, replace(OPTIONS, positive_thresholds=DARK)) == [
+        "1 nucleus of earlier runs keeps another class than this run gives: locked"
+    ]
+    assert "The thresholds do not hold for 1 nucleus," in methods_of(stained, tmp_path)
+
+
+def test_the_methods_say_that_nuclei_beside_those_of_a_run_have_other_thresholds(
+    stained: NativeProject, tmp_path: Path
+) -> None:
+    (image,) = stained.images
+    left = NewAnnotation(shapely.box(0, 0, SIZE / 2, SIZE), UUID(int=7), "B", PathClass("Left"))
+    image.write(Edit(annotations=[left]), image.read().fingerprint)
+    pale = replace(OPTIONS, selection=Selection(classes=("Left",)), positive_thresholds=PALE)
+    assert notes_of(stained, pale) == []
+    earlier = image.read().detections.class_names.count("Nucleus: Positive")
+    assert 2 < earlier < BROWN
+    assert "do not hold" not in methods_of(stained, tmp_path)
+    dark = replace(OPTIONS, positive_thresholds=DARK, on_existing="skip")
+    notes_of(stained, dark)
+    assert len(image.read().detections) == 25
+    text = methods_of(stained, tmp_path)
+    assert f"The thresholds do not hold for {earlier} nuclei, whose classes are from" in text

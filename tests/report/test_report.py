@@ -175,7 +175,7 @@ def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
     }
     nowhere = np.zeros((4, 2))
     nuclei = content._Nuclei(
-        squares, nowhere, measured, np.zeros(4, bool), shapely.Point(), (0.5, 0.5)
+        np.arange(4), squares, nowhere, measured, np.zeros(4, bool), shapely.Point(), (0.5, 0.5)
     )
     assert nuclei.sizes is not None
     assert nuclei.sizes.tolist() == [10, 30, 50, 1]

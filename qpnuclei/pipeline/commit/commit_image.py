@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
+from qpnuclei.choices import NUCLEUS_CLASS
 from qpnuclei.errors import SaveError, number_of
 from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
@@ -18,12 +20,13 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, earlier_nuclei, ids_of_detections
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
+from qpnuclei.pipeline.positivity import grades_of
 from qpnuclei.pipeline.selection import Locked
 from qpnuclei.pipeline.summary import ImageNote, ImageResult, RegionResult
 from qpnuclei.qupath.analysed import Record, together
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
 from qpnuclei.qupath.counts import count_in_regions
-from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.calibration import PixelCalibration
@@ -68,11 +71,12 @@ def commit_image(
     with interrupt_postponed():
         written = write_back(project, of_image, nuclei, options, folder.path, note)
         loss = loss_note(project, entry, written.replaced, len(written.nuclei))
+        saved = entry.read()
         result = replace(
             _result(image, layout, spec, written.plan, written.nuclei, about),
             replaced=written.replaced,
-            **_counted(written.plan),
-            notes=_notes(image, written.nuclei, options, loss),
+            **_counted(written.plan, saved),
+            notes=_notes(image, written.plan, written.nuclei, options, loss, saved),
         )
         made = replace(_note(written.nuclei, result), is_saved=True)
         with suppress(SaveError):
@@ -116,14 +120,15 @@ def committed_image(
         if result.data == data and not lacks_copies:
             return result
         layout = layout_of(image, spec, options)
-        plan = _image_plan(entry, entry.read(), image, layout)
+        objects = entry.read()
+        plan = _image_plan(entry, objects, image, layout)
         if lacks_copies:
             found = ImageNuclei(folder.shard(image, layout.name), layout.key)
             write_copies(project, plan, new_nuclei(plan, found, options, note=known), options)
             copies = dict.fromkeys([*known.copies, *paths_of_copies(entry, options)])
             known = replace(known, copies=tuple(copies))
         if result.data != data:
-            result = replace(result, **_counted(plan))
+            result = replace(result, **_counted(plan, objects))
         with suppress(SaveError):
             replace(known, result=result).save(folder.make_for(path))
         return result
@@ -133,7 +138,8 @@ def committed_image(
     about = found.about
     doubts = Check.of(about.checks)
     # Now the project holds them all: only the note tells which of them are of earlier runs.
-    of_image = replace(_image_plan(entry, entry.read(), image, layout), taken=frozenset())
+    saved = entry.read()
+    of_image = replace(_image_plan(entry, saved, image, layout), taken=frozenset())
     nuclei = new_nuclei(of_image, found, options, doubts, known)
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
@@ -141,8 +147,8 @@ def committed_image(
         loss = loss_note(project, entry, result.replaced, result.nuclei)
         result = replace(
             result,
-            **_counted(of_image),
-            notes=_notes(image, nuclei, options, loss),
+            **_counted(of_image, saved),
+            notes=_notes(image, of_image, nuclei, options, loss, saved),
         )
         made = replace(_note(nuclei, result), is_saved=True)
         with suppress(SaveError):
@@ -167,7 +173,12 @@ def _note(nuclei: NewNuclei, result: ImageResult) -> ImageNote:
 
 
 def _notes(
-    image: PlannedImage, nuclei: NewNuclei, options: RunOptions, loss: str | None
+    image: PlannedImage,
+    plan: ImagePlan,
+    nuclei: NewNuclei,
+    options: RunOptions,
+    loss: str | None,
+    saved: ImageObjects,
 ) -> tuple[str, ...]:
     notes = list(image.notes)
     if loss is not None:
@@ -178,7 +189,30 @@ def _notes(
             f"{count} of earlier runs found again: --on-existing {options.on_existing} leaves them "
             "as they are, and makes no new cells of them; --on-existing replace does"
         )
+    others = _with_other_classes(saved.detections, nuclei.again | plan.locked.ids, options)
+    if others:
+        count = number_of(others, "nucleus")
+        verb = "keeps" if others == 1 else "keep"
+        note = f"{count} of earlier runs {verb} another class than this run gives"
+        if options.on_existing == "replace":
+            notes.append(f"{note}: locked")
+        else:
+            notes.append(f"{note}; --on-existing replace replaces those that are not locked")
     return tuple(notes)
+
+
+def _with_other_classes(detections: Detections, kept: frozenset[UUID], options: RunOptions) -> int:
+    """Count the detections that stay and to which the given options would give other classes."""
+    base, thresholds = options.class_name, options.positive_thresholds
+    if not kept or (base == NUCLEUS_CLASS and not thresholds):
+        return 0
+    grades = grades_of(detections, thresholds)
+    return sum(
+        own_id in kept and name != (f"{base}: {grade}" if grade else base)
+        for own_id, name, grade in zip(
+            detections.ids, detections.class_names, grades.tolist(), strict=True
+        )
+    )
 
 
 def _result(
@@ -250,15 +284,19 @@ def _image_plan(
     )
 
 
-def _counted(plan: ImagePlan) -> dict[str, Any]:
+def _counted(plan: ImagePlan, objects: ImageObjects) -> dict[str, Any]:
     """Count the nuclei of each region in what is saved, as export does, with the same doubts.
+
+    Parameters
+    ----------
+    objects : ImageObjects
+        What is saved of the image.
 
     Returns
     -------
     dict
         The fields `regions`, `check` and `data` of the result.
     """
-    objects = plan.entry.read()
     calibration = PixelCalibration(*plan.scale.mpp)
     image = CountedImage("", plan.entry.name, objects, calibration)
     # Earlier runs may have analysed what this one left out.
