@@ -14,6 +14,7 @@ import typer
 from qpnuclei._version import __version__
 from qpnuclei.choices import LogLevel
 from qpnuclei.cli.command import Group, Lazy
+from qpnuclei.cli.completing import join_bash_words
 from qpnuclei.errors import QpnucleiError, SaveError, UsageError
 
 #: The commands in the order of the help. A module is imported only when its command is called.
@@ -103,6 +104,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold undecodable bytes
             stream.reconfigure(errors="backslashreplace")
+    join_bash_words()
     try:
         try:
             app()

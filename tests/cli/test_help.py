@@ -136,7 +136,10 @@ class Context:
         self.params = params
 
 
-def test_a_shell_completes_classes_and_images_of_the_project(sample: Sample) -> None:
+def test_a_shell_completes_classes_and_images_of_the_project(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_QPNUCLEI_COMPLETE", "complete_fish")
     project = sample("0.5.1")
     classes = [path_class.name for path_class in qpnuclei.open_project(project).classes]
     images = [image.name for image in qpnuclei.open_project(project).images]
@@ -172,7 +175,7 @@ def test_a_project_without_a_list_has_the_classes_of_qupath(tmp_path: Path) -> N
 
 
 def test_completion_through_a_shell(sample: Sample) -> None:
-    words = f"qpnuclei run {sample('0.5.1')} --roi "
+    words = "\n".join(["qpnuclei", "run", str(sample("0.5.1")), "--roi", ""])
     environment = {
         **os.environ,
         "_QPNUCLEI_COMPLETE": "complete_bash",
@@ -183,5 +186,5 @@ def test_completion_through_a_shell(sample: Sample) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert "Tumor" in done.stdout.split()
+    assert "'Tumor'" in done.stdout.splitlines()
     assert done.stderr == ""
