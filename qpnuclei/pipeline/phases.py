@@ -21,7 +21,12 @@ from qpnuclei.errors import (
     number_of,
     standing_alone,
 )
-from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of, note_of
+from qpnuclei.pipeline.commit.commit_image import (
+    commit_image,
+    complete_earlier_commit,
+    device_of,
+    note_of,
+)
 from qpnuclei.pipeline.commit.copies import are_missing
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
@@ -200,8 +205,16 @@ def commit_run(
                 record = Record.of(objects.properties)
                 if record.had_run(image.marker):
                     # Nuclei that a later run has replaced cannot be counted again.
-                    data = objects.fingerprint if record.has_run(image.marker) else None
-                    done = committed_image(project, entry, image, folder, spec, options, data)
+                    done = complete_earlier_commit(
+                        project,
+                        entry,
+                        image,
+                        folder,
+                        spec,
+                        options,
+                        objects.fingerprint,
+                        is_replaced=not record.has_run(image.marker),
+                    )
                     summary.add_earlier(done)
                     continue
                 layout = layout_of(image, spec, options)

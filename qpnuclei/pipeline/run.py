@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from qpnuclei.errors import QpnucleiError, number_of, standing_alone
-from qpnuclei.pipeline.commit.commit_image import commit_image, committed_image, device_of
+from qpnuclei.pipeline.commit.commit_image import (
+    commit_image,
+    complete_earlier_commit,
+    device_of,
+)
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.units import Conduct, Progress, infer_images
@@ -80,7 +84,7 @@ def analyse_project(
                         with standing_alone(f"image {image.name}", partial(fail, image)):
                             entry, spec = by_id[image.entry], plan.spec(image)
                             data = planned.committed[image.entry]
-                            done = committed_image(
+                            done = complete_earlier_commit(
                                 project, entry, image, folder, spec, options, data
                             )
                             summary.add_earlier(done)

@@ -56,104 +56,155 @@ def commit_image(
     objects = entry.read()
     of_image = _image_plan(entry, objects, image, layout)
     about = found.about
-    doubts = Check.of(about.checks)
-    nuclei = new_nuclei(of_image, found, options, doubts)
-    path = folder.result_path(image)
+    nuclei = new_nuclei(of_image, found, options, Check.of(about.checks))
 
     def note(planned: Written) -> None:
         """Note the result: if the run is killed after the save, the next run reads it here."""
-        result = _result(image, layout, spec, planned.plan, planned.nuclei, about)
-        with suppress(SaveError):
-            folder.make_for(path)
-            result = replace(result, replaced=planned.replaced)
-            _note(planned.nuclei, result).save(path)
+        result = _result(image, layout, spec, planned, about)
+        _save_note(_note(planned.nuclei, result), folder, image)
 
     with interrupt_postponed():
         written = write_back(project, of_image, nuclei, options, folder.path, note)
-        loss = loss_note(project, entry, written.replaced, len(written.nuclei))
-        saved = entry.read()
-        result = replace(
-            _result(image, layout, spec, written.plan, written.nuclei, about),
-            replaced=written.replaced,
-            **_counted(written.plan, saved),
-            notes=_notes(image, written.plan, written.nuclei, options, loss, saved),
-        )
-        made = replace(_note(written.nuclei, result), is_saved=True)
-        with suppress(SaveError):
-            replace(made, copies=paths_of_copies(entry, options)).save(path)
+        result = _result(image, layout, spec, written, about)
+        result = _finish_commit(project, image, folder, options, written, entry.read(), result)
     count = number_of(result.nuclei, "nucleus")
     folder.note("image %s: %s saved in the project", image.name, count)
     return result
 
 
-def committed_image(
+def complete_earlier_commit(
     project: Project,
     entry: ImageEntry,
     image: PlannedImage,
     folder: RunFolder,
     spec: EngineSpec,
     options: RunOptions,
-    data: str | None,
+    data: str,
+    *,
+    is_replaced: bool = False,
 ) -> ImageResult:
-    """Return the result of an image that this run has already written into the project.
+    """Do what is left to do for an image that this run has already saved; return its result.
 
     Requested copies that an earlier start did not write are written: they hold the nuclei that the
-    run wrote, also those that were removed from the project since.
+    run wrote, also those that were removed from the project since. If the file was changed after
+    the nuclei were counted, for example by a filter or in QuPath, they are counted again.
 
     Parameters
     ----------
-    data : str or None
-        Hash of its data file. If the file was changed after the nuclei were counted, for example
-        by a filter or in QuPath, they are counted again. None if later runs have replaced them:
-        then their counts stay, with a note.
+    data : str
+        Hash of its data file.
+    is_replaced : bool
+        Whether later runs have replaced the nuclei: then their counts stay, with a note.
+
+    Raises
+    ------
+    QpnucleiError
+        If the image or its computed nuclei cannot be read, or a copy cannot be written.
     """
-    if data is None:
-        known = note_of(folder, image)
-        last = known.result.data if known is not None else ""
-        done = committed_image(project, entry, image, folder, spec, options, last)
-        return replace(done, notes=(*done.notes, _REPLACED))
-    path = folder.result_path(image)
     known = note_of(folder, image)
-    if known is not None and known.is_saved:
+    if known is None or not known.is_saved:
+        result = _finish_interrupted_commit(project, entry, image, folder, spec, options, known)
+    else:
+        if are_missing(entry, options, known):
+            known = _write_missing_copies(project, entry, image, folder, spec, options, known)
+        if known.result.data != data and not is_replaced:
+            known = _count_again(entry, image, folder, spec, options, known)
         result = known.result
-        lacks_copies = are_missing(entry, options, known)
-        if result.data == data and not lacks_copies:
-            return result
-        layout = layout_of(image, spec, options)
-        objects = entry.read()
-        plan = _image_plan(entry, objects, image, layout)
-        if lacks_copies:
-            found = ImageNuclei(folder.shard(image, layout.name), layout.key)
-            write_copies(project, plan, new_nuclei(plan, found, options, note=known), options)
-            copies = dict.fromkeys([*known.copies, *paths_of_copies(entry, options)])
-            known = replace(known, copies=tuple(copies))
-        if result.data != data:
-            result = replace(result, **_counted(plan, objects))
-        with suppress(SaveError):
-            replace(known, result=result).save(folder.make_for(path))
-        return result
-    # The run was killed between the save and this step.
+    return replace(result, notes=(*result.notes, _REPLACED)) if is_replaced else result
+
+
+def _finish_interrupted_commit(
+    project: Project,
+    entry: ImageEntry,
+    image: PlannedImage,
+    folder: RunFolder,
+    spec: EngineSpec,
+    options: RunOptions,
+    known: ImageNote | None,
+) -> ImageResult:
+    """Do the steps after the save of an image; the run was killed before it had done them."""
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     about = found.about
-    doubts = Check.of(about.checks)
     # Now the project holds them all: only the note tells which of them are of earlier runs.
     saved = entry.read()
     of_image = replace(_image_plan(entry, saved, image, layout), taken=frozenset())
-    nuclei = new_nuclei(of_image, found, options, doubts, known)
+    nuclei = new_nuclei(of_image, found, options, Check.of(about.checks), known)
+    # How many they replaced is known from the note alone.
+    written = Written(0 if known is None else known.result.replaced, nuclei, of_image)
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
-        result = known.result if known else _result(image, layout, spec, of_image, nuclei, about)
-        loss = loss_note(project, entry, result.replaced, result.nuclei)
-        result = replace(
-            result,
-            **_counted(of_image, saved),
-            notes=_notes(image, of_image, nuclei, options, loss, saved),
-        )
-        made = replace(_note(nuclei, result), is_saved=True)
-        with suppress(SaveError):
-            replace(made, copies=paths_of_copies(entry, options)).save(folder.make_for(path))
+        result = known.result if known else _result(image, layout, spec, written, about)
+        return _finish_commit(project, image, folder, options, written, saved, result)
+
+
+def _write_missing_copies(
+    project: Project,
+    entry: ImageEntry,
+    image: PlannedImage,
+    folder: RunFolder,
+    spec: EngineSpec,
+    options: RunOptions,
+    known: ImageNote,
+) -> ImageNote:
+    """Write the requested copies of nuclei that are in the project; return the new note."""
+    layout = layout_of(image, spec, options)
+    plan = _image_plan(entry, entry.read(), image, layout)
+    found = ImageNuclei(folder.shard(image, layout.name), layout.key)
+    write_copies(project, plan, new_nuclei(plan, found, options, note=known), options)
+    copies = dict.fromkeys([*known.copies, *paths_of_copies(entry, options)])
+    known = replace(known, copies=tuple(copies))
+    _save_note(known, folder, image)
+    return known
+
+
+def _count_again(
+    entry: ImageEntry,
+    image: PlannedImage,
+    folder: RunFolder,
+    spec: EngineSpec,
+    options: RunOptions,
+    known: ImageNote,
+) -> ImageNote:
+    """Count the nuclei that the project has now; return the new note."""
+    objects = entry.read()
+    plan = _image_plan(entry, objects, image, layout_of(image, spec, options))
+    known = replace(known, result=replace(known.result, **_counted(plan, objects)))
+    _save_note(known, folder, image)
+    return known
+
+
+def _finish_commit(
+    project: Project,
+    image: PlannedImage,
+    folder: RunFolder,
+    options: RunOptions,
+    written: Written,
+    saved: ImageObjects,
+    result: ImageResult,
+) -> ImageResult:
+    """Count what was saved, and note that the image and its copies are done; return the result.
+
+    Parameters
+    ----------
+    saved : ImageObjects
+        The image after the save.
+    result : ImageResult
+        What was known before the save.
+    """
+    plan, nuclei = written.plan, written.nuclei
+    loss = loss_note(project, plan.entry, result.replaced, result.nuclei)
+    notes = _notes(image, plan, nuclei, options, loss, saved)
+    result = replace(result, **_counted(plan, saved), notes=notes)
+    copies = paths_of_copies(plan.entry, options)
+    _save_note(replace(_note(nuclei, result), is_saved=True, copies=copies), folder, image)
     return result
+
+
+def _save_note(note: ImageNote, folder: RunFolder, image: PlannedImage) -> None:
+    """Write the note of an image; without it, a later start repeats some steps."""
+    with suppress(SaveError):
+        note.save(folder.make_for(folder.result_path(image)))
 
 
 def note_of(folder: RunFolder, image: PlannedImage) -> ImageNote | None:
@@ -219,11 +270,11 @@ def _result(
     image: PlannedImage,
     layout: Layout,
     spec: EngineSpec,
-    plan: ImagePlan,
-    nuclei: NewNuclei,
+    written: Written,
     about: About,
 ) -> ImageResult:
     """Return the result of an image as far as it is known before the save."""
+    plan, nuclei = written.plan, written.nuclei
     counts = about.counts or {}
     return ImageResult(
         name=image.name,
@@ -238,7 +289,7 @@ def _result(
         regions=(),
         nuclei=len(nuclei),
         check=nuclei.doubts.image,
-        replaced=0,
+        replaced=written.replaced,
         outside=nuclei.outside,
         joined=counts.get("joined", 0),
         covered=counts.get("covered", 0),
