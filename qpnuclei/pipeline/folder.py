@@ -250,7 +250,7 @@ class RunFolder:
                 logger.removeHandler(handler)
             handler.close()
 
-    def note(self, text: str, *arguments: object) -> None:
+    def log(self, text: str, *arguments: object) -> None:
         """Add a line to the log file only."""
         _journal.info(text, *arguments)
 

@@ -25,7 +25,7 @@ from qpnuclei.pipeline.commit.commit_image import (
     commit_image,
     complete_earlier_commit,
     device_of,
-    note_of,
+    stored_result,
 )
 from qpnuclei.pipeline.commit.copies import are_missing
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
@@ -232,7 +232,7 @@ def commit_run(
             with summary.noting_a_stop():
                 conduct.check_stop()
         summary.finish()
-        folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
+        folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
         with interrupt_postponed():
             summary.save_somewhere()
     return summary
@@ -282,8 +282,8 @@ def _after_conflict(folder: RunFolder, options: RunOptions) -> str:
 
 def _is_saved(folder: RunFolder, image: PlannedImage) -> bool:
     """Return whether the folder says that the nuclei of an image are in the project."""
-    known = note_of(folder, image)
-    return known is not None and known.is_saved
+    stored = stored_result(folder, image)
+    return stored is not None and stored.is_saved
 
 
 def _without_copies(
@@ -303,10 +303,10 @@ def _without_copies(
     """
     lacking: list[PlannedImage] = []
     for image in plan.images:
-        entry, note = entries.get(image.entry), note_of(folder, image)
-        if entry is None or note is None or not note.is_saved:
+        entry, stored = entries.get(image.entry), stored_result(folder, image)
+        if entry is None or stored is None or not stored.is_saved:
             continue
-        if not are_missing(entry, options, note):
+        if not are_missing(entry, options, stored):
             continue
         path = folder.shard(image, layout_of(image, plan.spec(image), options).name)
         if not path.exists():

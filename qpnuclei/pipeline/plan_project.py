@@ -101,7 +101,7 @@ def plan_project(
         nothing_to_do=nothing,
     )
     folder.save_plan(plan)
-    folder.note("qpnuclei %s: planned: %s", __version__, number_of(len(images), "image"))
+    folder.log("qpnuclei %s: planned: %s", __version__, number_of(len(images), "image"))
     if conduct.retry_failed:
         folder.forget_failures()
     if earlier:

@@ -106,7 +106,7 @@ def analyse_project(
                         summary.device = device_of(folder, image, layout) or summary.device
                     summary.save_if_due()
             summary.finish()
-            folder.note("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
+            folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
             with interrupt_postponed():
                 summary.save_somewhere()
     return summary

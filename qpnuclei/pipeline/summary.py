@@ -148,8 +148,8 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class ImageNote:
-    """What the run's folder notes of an image, in a file of its own.
+class StoredResult:
+    """What the run's folder stores of an image, in a file of its own.
 
     It is first written before the project is saved: a run that continues after a kill reads it.
 
@@ -172,7 +172,7 @@ class ImageNote:
     copies: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
-        """Write the note.
+        """Write it.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class ImageNote:
         write_atomically(path, text.encode(errors="backslashreplace"))
 
     @classmethod
-    def read(cls, path: Path) -> ImageNote | None:
+    def read(cls, path: Path) -> StoredResult | None:
         """Read what `save` wrote; None if that is not there, or damaged."""
         try:
             return checked(json.loads(read_regular(path)), cls)

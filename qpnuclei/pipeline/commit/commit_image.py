@@ -22,7 +22,7 @@ from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.positivity import grades_of
 from qpnuclei.pipeline.selection import Locked
-from qpnuclei.pipeline.summary import ImageNote, ImageResult, RegionResult
+from qpnuclei.pipeline.summary import ImageResult, RegionResult, StoredResult
 from qpnuclei.qupath.analysed import Record, together
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
 from qpnuclei.qupath.counts import count_in_regions
@@ -58,17 +58,17 @@ def commit_image(
     about = found.about
     nuclei = new_nuclei(of_image, found, options, Check.of(about.checks))
 
-    def note(planned: Written) -> None:
-        """Note the result: if the run is killed after the save, the next run reads it here."""
+    def store(planned: Written) -> None:
+        """Store the result: if the run is killed after the save, the next run reads it here."""
         result = _result(image, layout, spec, planned, about)
-        _save_note(_note(planned.nuclei, result), folder, image)
+        _store(_to_store(planned.nuclei, result), folder, image)
 
     with interrupt_postponed():
-        written = write_back(project, of_image, nuclei, options, folder.path, note)
+        written = write_back(project, of_image, nuclei, options, folder.path, store)
         result = _result(image, layout, spec, written, about)
         result = _finish_commit(project, image, folder, options, written, entry.read(), result)
     count = number_of(result.nuclei, "nucleus")
-    folder.note("image %s: %s saved in the project", image.name, count)
+    folder.log("image %s: %s saved in the project", image.name, count)
     return result
 
 
@@ -101,15 +101,15 @@ def complete_earlier_commit(
     QpnucleiError
         If the image or its computed nuclei cannot be read, or a copy cannot be written.
     """
-    known = note_of(folder, image)
-    if known is None or not known.is_saved:
-        result = _finish_interrupted_commit(project, entry, image, folder, spec, options, known)
+    stored = stored_result(folder, image)
+    if stored is None or not stored.is_saved:
+        result = _finish_interrupted_commit(project, entry, image, folder, spec, options, stored)
     else:
-        if are_missing(entry, options, known):
-            known = _write_missing_copies(project, entry, image, folder, spec, options, known)
-        if known.result.data != data and not is_replaced:
-            known = _count_again(entry, image, folder, spec, options, known)
-        result = known.result
+        if are_missing(entry, options, stored):
+            stored = _write_missing_copies(project, entry, image, folder, spec, options, stored)
+        if stored.result.data != data and not is_replaced:
+            stored = _count_again(entry, image, folder, spec, options, stored)
+        result = stored.result
     return replace(result, notes=(*result.notes, _REPLACED)) if is_replaced else result
 
 
@@ -120,21 +120,21 @@ def _finish_interrupted_commit(
     folder: RunFolder,
     spec: EngineSpec,
     options: RunOptions,
-    known: ImageNote | None,
+    stored: StoredResult | None,
 ) -> ImageResult:
     """Do the steps after the save of an image; the run was killed before it had done them."""
     layout = layout_of(image, spec, options)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     about = found.about
-    # Now the project holds them all: only the note tells which of them are of earlier runs.
+    # Now the project holds them all: only what is stored tells which of them are of earlier runs.
     saved = entry.read()
     of_image = replace(_image_plan(entry, saved, image, layout), taken=frozenset())
-    nuclei = new_nuclei(of_image, found, options, Check.of(about.checks), known)
-    # How many they replaced is known from the note alone.
-    written = Written(0 if known is None else known.result.replaced, nuclei, of_image)
+    nuclei = new_nuclei(of_image, found, options, Check.of(about.checks), stored)
+    # Only that tells, too, how many they replaced.
+    written = Written(0 if stored is None else stored.result.replaced, nuclei, of_image)
     with interrupt_postponed():
         write_copies(project, of_image, nuclei, options)
-        result = known.result if known else _result(image, layout, spec, written, about)
+        result = stored.result if stored else _result(image, layout, spec, written, about)
         return _finish_commit(project, image, folder, options, written, saved, result)
 
 
@@ -145,17 +145,17 @@ def _write_missing_copies(
     folder: RunFolder,
     spec: EngineSpec,
     options: RunOptions,
-    known: ImageNote,
-) -> ImageNote:
-    """Write the requested copies of nuclei that are in the project; return the new note."""
+    stored: StoredResult,
+) -> StoredResult:
+    """Write the requested copies of nuclei that are in the project; return the new state."""
     layout = layout_of(image, spec, options)
     plan = _image_plan(entry, entry.read(), image, layout)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
-    write_copies(project, plan, new_nuclei(plan, found, options, note=known), options)
-    copies = dict.fromkeys([*known.copies, *paths_of_copies(entry, options)])
-    known = replace(known, copies=tuple(copies))
-    _save_note(known, folder, image)
-    return known
+    write_copies(project, plan, new_nuclei(plan, found, options, stored=stored), options)
+    copies = dict.fromkeys([*stored.copies, *paths_of_copies(entry, options)])
+    stored = replace(stored, copies=tuple(copies))
+    _store(stored, folder, image)
+    return stored
 
 
 def _count_again(
@@ -164,14 +164,14 @@ def _count_again(
     folder: RunFolder,
     spec: EngineSpec,
     options: RunOptions,
-    known: ImageNote,
-) -> ImageNote:
-    """Count the nuclei that the project has now; return the new note."""
+    stored: StoredResult,
+) -> StoredResult:
+    """Count the nuclei that the project has now; return the new state."""
     objects = entry.read()
     plan = _image_plan(entry, objects, image, layout_of(image, spec, options))
-    known = replace(known, result=replace(known.result, **_counted(plan, objects)))
-    _save_note(known, folder, image)
-    return known
+    stored = replace(stored, result=replace(stored.result, **_counted(plan, objects)))
+    _store(stored, folder, image)
+    return stored
 
 
 def _finish_commit(
@@ -183,7 +183,7 @@ def _finish_commit(
     saved: ImageObjects,
     result: ImageResult,
 ) -> ImageResult:
-    """Count what was saved, and note that the image and its copies are done; return the result.
+    """Count what was saved, and store that the image and its copies are done; return the result.
 
     Parameters
     ----------
@@ -197,20 +197,23 @@ def _finish_commit(
     notes = _notes(image, plan, nuclei, options, loss, saved)
     result = replace(result, **_counted(plan, saved), notes=notes)
     copies = paths_of_copies(plan.entry, options)
-    _save_note(replace(_note(nuclei, result), is_saved=True, copies=copies), folder, image)
+    _store(replace(_to_store(nuclei, result), is_saved=True, copies=copies), folder, image)
     return result
 
 
-def _save_note(note: ImageNote, folder: RunFolder, image: PlannedImage) -> None:
-    """Write the note of an image; without it, a later start repeats some steps."""
+def _store(stored: StoredResult, folder: RunFolder, image: PlannedImage) -> None:
+    """Write the result of an image into the run's folder.
+
+    If that fails, the run goes on: a later start only repeats some steps.
+    """
     with suppress(SaveError):
-        note.save(folder.make_for(folder.result_path(image)))
+        stored.save(folder.make_for(folder.result_path(image)))
 
 
-def note_of(folder: RunFolder, image: PlannedImage) -> ImageNote | None:
-    """Return what the folder notes of an image, unless it is of an earlier attempt of the run."""
-    known = ImageNote.read(folder.result_path(image))
-    return known if known is not None and known.result.marker == image.marker else None
+def stored_result(folder: RunFolder, image: PlannedImage) -> StoredResult | None:
+    """Return what the folder stores of an image, unless it is of an earlier attempt of the run."""
+    stored = StoredResult.read(folder.result_path(image))
+    return stored if stored is not None and stored.result.marker == image.marker else None
 
 
 def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
@@ -218,9 +221,9 @@ def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
     return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
 
 
-def _note(nuclei: NewNuclei, result: ImageResult) -> ImageNote:
-    """Return the note of nuclei that will be saved."""
-    return ImageNote(False, result, tuple(nuclei.again), tuple(nuclei.as_locked))
+def _to_store(nuclei: NewNuclei, result: ImageResult) -> StoredResult:
+    """Return what is stored of nuclei that will be saved."""
+    return StoredResult(False, result, tuple(nuclei.again), tuple(nuclei.as_locked))
 
 
 def _notes(

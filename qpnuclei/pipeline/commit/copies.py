@@ -11,7 +11,7 @@ from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, ids_of
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
-from qpnuclei.pipeline.summary import ImageNote
+from qpnuclei.pipeline.summary import StoredResult
 from qpnuclei.qupath.geojson.writing import write_groups
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.names import file_stem
@@ -24,10 +24,10 @@ def paths_of_copies(entry: ImageEntry, options: RunOptions) -> tuple[str, ...]:
     return tuple(str(path.absolute()) for path in paths if path is not None)
 
 
-def are_missing(entry: ImageEntry, options: RunOptions, note: ImageNote) -> bool:
+def are_missing(entry: ImageEntry, options: RunOptions, stored: StoredResult) -> bool:
     """Return whether a requested copy of an image's nuclei was not written, or is gone."""
     paths = paths_of_copies(entry, options)
-    return any(path not in note.copies or not Path(path).exists() for path in paths)
+    return any(path not in stored.copies or not Path(path).exists() for path in paths)
 
 
 def write_copies(project: Project, plan: ImagePlan, nuclei: NewNuclei, options: RunOptions) -> None:

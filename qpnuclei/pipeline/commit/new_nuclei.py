@@ -20,7 +20,7 @@ from qpnuclei.pipeline.inference.plausibility import Check
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses
-from qpnuclei.pipeline.summary import ImageNote
+from qpnuclei.pipeline.summary import StoredResult
 from qpnuclei.qupath.model import DetectionGroup, ImageEntry
 from qpnuclei.qupath.regions import region_of
 from qpnuclei.system.sequences import MadeOnDemand
@@ -138,7 +138,7 @@ def new_nuclei(
     found: Sequence[NucleiTable],
     options: RunOptions,
     doubts: Check = _NO_DOUBTS,
-    note: ImageNote | None = None,
+    stored: StoredResult | None = None,
 ) -> NewNuclei:
     """Assign each nucleus to its regions; leave out nuclei that are in none.
 
@@ -151,13 +151,13 @@ def new_nuclei(
     ----------
     found : sequence of NucleiTable
         In level-0 px. They are read in order, and again when they are written.
-    note : ImageNote, optional
+    stored : StoredResult, optional
         Of the same nuclei, if the run has written them already: the same ones are left out.
     """
     known = plan.taken if options.on_existing in ("append", "skip") else frozenset[UUID]()
     locked = shapely.STRtree(plan.locked.outlines)
-    if note is not None:
-        known, locked = frozenset(note.again + note.as_locked), shapely.STRtree([])
+    if stored is not None:
+        known, locked = frozenset(stored.again + stored.as_locked), shapely.STRtree([])
     counts = np.zeros((len(found), len(plan.regions)), np.int64)
     orders: list[npt.NDArray[np.int64] | None] = []
     outside = 0
@@ -189,8 +189,8 @@ def new_nuclei(
         counts,
         outside,
         doubts,
-        frozenset(as_locked if note is None else note.as_locked),
-        frozenset(again if note is None else note.again),
+        frozenset(as_locked if stored is None else stored.as_locked),
+        frozenset(again if stored is None else stored.again),
         found,
     )
 

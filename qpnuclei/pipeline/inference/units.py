@@ -257,7 +257,7 @@ class _Inference:
             else:
                 if outcome.shard is not None:
                     self.folder.store(image, unit, outcome.shard)
-                self.folder.note("image %s: unit %s is done", image.name, unit.name)
+                self.folder.log("image %s: unit %s is done", image.name, unit.name)
         if state.waiting == 0:
             self._ready.append(state)
 
