@@ -11,7 +11,7 @@ import shapely
 
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import find_nuclei
-from qpnuclei.pipeline.inference.plausibility import check
+from qpnuclei.pipeline.inference.plausibility import check_plausibility
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.run import analyse_project
@@ -89,7 +89,7 @@ def test_brown_and_blue_nuclei_are_found_and_measured_apart(mpp: float) -> None:
     haematoxylin = found.measurements["Hematoxylin: Mean"]
     assert haematoxylin[is_brown].max() < 0.3 < haematoxylin[~is_brown].min()
     seen = seen_by_network(image, DEFAULT_H_DAB)
-    assert "stain" not in check(seen, [Region(None, area)], (mpp, mpp), tables).image
+    assert "stain" not in check_plausibility(seen, [Region(None, area)], (mpp, mpp), tables).image
 
 
 def test_a_run_says_that_it_is_experimental(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.commit.replan import regions_now
 from qpnuclei.pipeline.commit.write_back import Written, loss_note, write_back
 from qpnuclei.pipeline.folder import RunFolder
-from qpnuclei.pipeline.inference.plausibility import Check
+from qpnuclei.pipeline.inference.plausibility import Doubts
 from qpnuclei.pipeline.inference.shards import About, ImageNuclei
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, earlier_nuclei, ids_of_detections
@@ -56,7 +56,7 @@ def commit_image(
     objects = entry.read()
     of_image = _image_plan(entry, objects, image, layout)
     about = found.about
-    nuclei = new_nuclei(of_image, found, options, Check.of(about.checks))
+    nuclei = new_nuclei(of_image, found, options, Doubts.of(about.checks))
 
     def store(planned: Written) -> None:
         """Store the result: if the run is killed after the save, the next run reads it here."""
@@ -129,7 +129,7 @@ def _finish_interrupted_commit(
     # Now the project holds them all: only what is stored tells which of them are of earlier runs.
     saved = entry.read()
     of_image = replace(_image_plan(entry, saved, image, layout), taken=frozenset())
-    nuclei = new_nuclei(of_image, found, options, Check.of(about.checks), stored)
+    nuclei = new_nuclei(of_image, found, options, Doubts.of(about.checks), stored)
     # Only that tells, too, how many they replaced.
     written = Written(0 if stored is None else stored.result.replaced, nuclei, of_image)
     with interrupt_postponed():

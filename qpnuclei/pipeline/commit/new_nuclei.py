@@ -16,7 +16,7 @@ import shapely
 from qpnuclei.nuclei.ids import NucleusIds
 from qpnuclei.nuclei.overlap import are_in_place_of
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.inference.plausibility import Check
+from qpnuclei.pipeline.inference.plausibility import Doubts
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses
@@ -25,7 +25,7 @@ from qpnuclei.qupath.model import DetectionGroup, ImageEntry
 from qpnuclei.qupath.regions import region_of
 from qpnuclei.system.sequences import MadeOnDemand
 
-_NO_DOUBTS = Check()
+_NO_DOUBTS = Doubts()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class NewNuclei:
         How many of each table belong to each of the plan's regions.
     outside : int
         Nuclei outside all regions, which are not written.
-    doubts : Check
+    doubts : Doubts
         Doubts about the nuclei.
     as_locked : frozenset of UUID
         Nuclei not written because a locked nucleus of an earlier run is in the same place.
@@ -56,7 +56,7 @@ class NewNuclei:
     tables: Sequence[NucleiTable]
     counts: npt.NDArray[np.int64]
     outside: int
-    doubts: Check = _NO_DOUBTS
+    doubts: Doubts = _NO_DOUBTS
     as_locked: frozenset[UUID] = frozenset()
     again: frozenset[UUID] = frozenset()
     found: Sequence[NucleiTable] = ()
@@ -137,7 +137,7 @@ def new_nuclei(
     plan: ImagePlan,
     found: Sequence[NucleiTable],
     options: RunOptions,
-    doubts: Check = _NO_DOUBTS,
+    doubts: Doubts = _NO_DOUBTS,
     stored: StoredResult | None = None,
 ) -> NewNuclei:
     """Assign each nucleus to its regions; leave out nuclei that are in none.

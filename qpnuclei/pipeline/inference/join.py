@@ -11,7 +11,7 @@ from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.cells import add_cells
 from qpnuclei.pipeline.inference.infer import TileNuclei, join_tiles
-from qpnuclei.pipeline.inference.plausibility import check
+from qpnuclei.pipeline.inference.plausibility import check_plausibility
 from qpnuclei.pipeline.inference.shards import About, read_unit, write_image
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import Layout, WorkUnit
@@ -85,7 +85,7 @@ def join_image(
         )
         with clock("check"):
             seen = seen_by_network(slide, image.stain_vectors)
-            doubts = check(seen, image.areas(), image.mpp, kept)
+            doubts = check_plausibility(seen, image.areas(), image.mpp, kept)
         if options.cell_expansion_um > 0:
             with clock("cells"):
                 distance = options.cell_expansion_um

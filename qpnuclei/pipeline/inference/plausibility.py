@@ -128,7 +128,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Check:
+class Doubts:
     """Doubts in one line for the image and one for each of its R regions; empty without doubts.
 
     Without arguments, nothing was compared.
@@ -138,13 +138,13 @@ class Check:
     regions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, lines: Sequence[str]) -> Check:
-        """Restore a check from its `lines`.
+    def of(cls, lines: Sequence[str]) -> Doubts:
+        """Restore doubts from their `lines`.
 
         Examples
         --------
-        >>> Check.of(Check("dark", ("", "pale")).lines)
-        Check(image='dark', regions=('', 'pale'))
+        >>> Doubts.of(Doubts("dark", ("", "pale")).lines)
+        Doubts(image='dark', regions=('', 'pale'))
         """
         image, *regions = lines
         return cls(image, tuple(regions))
@@ -155,12 +155,12 @@ class Check:
         return (self.image, *self.regions)
 
 
-def check(
+def check_plausibility(
     pixels: PixelSource,
     regions: Sequence[Region],
     mpp: tuple[float, float],
     found: NucleiTables,
-) -> Check:
+) -> Doubts:
     """Compare the nuclei of an image with its stain.
 
     Parameters
@@ -175,12 +175,12 @@ def check(
         The nuclei in level-0 px.
     """
     if not regions:
-        return Check()
+        return Doubts()
     fields = choose_fields(regions, mpp)
     try:
         images = [read_field(pixels, field, mpp) for field in fields]
     except SlideError as error:
-        return Check(f"not compared with the stain: {error.what}", ("",) * len(regions))
+        return Doubts(f"not compared with the stain: {error.what}", ("",) * len(regions))
     appearance, objects = look_at(images)
     n_objects = np.zeros(len(fields), int)
     for i, (field, xy) in enumerate(zip(fields, objects, strict=True)):
@@ -212,7 +212,7 @@ def check(
             ),
         )
 
-    return Check(
+    return Doubts(
         doubt(finding(range(len(regions))), appearance, mpp),
         tuple(doubt(finding([r]), appearance, mpp) for r in range(len(regions))),
     )

@@ -53,7 +53,7 @@ class About:
     counts : mapping of str to int
         Counts at the seams of tiles.
     checks : sequence of str
-        Lines of `qpnuclei.pipeline.inference.plausibility.Check`.
+        Lines of `qpnuclei.pipeline.inference.plausibility.Doubts`.
     """
 
     key: str

@@ -23,9 +23,9 @@ from qpnuclei.pipeline.inference.plausibility import (
     FIELD_MPP,
     FIELD_UM,
     Appearance,
-    Check,
+    Doubts,
     Finding,
-    check,
+    check_plausibility,
     choose_fields,
     doubt,
     look_at,
@@ -173,13 +173,13 @@ def test_an_image_whose_nuclei_were_found_is_not_doubted() -> None:
     rgb, centres = painted()
     image = ImageInMemory(rgb, MPP)
     table = discs(centres, 14, 0.95)
-    assert check(image, everything(image), MPP, [table]).image == ""
+    assert check_plausibility(image, everything(image), MPP, [table]).image == ""
 
 
 def test_a_model_that_finds_nothing_is_doubted() -> None:
     rgb, _ = painted()
     image = ImageInMemory(rgb, MPP)
-    found = check(image, everything(image), MPP, [])
+    found = check_plausibility(image, everything(image), MPP, [])
     assert "likely cause: a model that does not suit this tissue" in found.image
     assert found.regions == (found.image,)
 
@@ -190,7 +190,7 @@ def test_a_wrong_pixel_size_is_named_as_the_cause() -> None:
     wrong = (0.75, 0.75)
     # What a model makes of nuclei thrice their size: specks.
     table = discs(centres[::9], 1.5, 0.9)
-    found = check(image, everything(image), wrong, [table])
+    found = check_plausibility(image, everything(image), wrong, [table])
     assert "likely cause: pixel size, as the objects have" in found.image
     assert "the median nucleus has" in found.image
 
@@ -202,7 +202,7 @@ def test_each_region_is_checked_by_itself() -> None:
     regions = [Region(None, half) for half in halves]
     left = centres[centres[:, 0] < 600]
     table = discs(left, 14, 0.95)
-    found = check(image, regions, MPP, [table])
+    found = check_plausibility(image, regions, MPP, [table])
     assert found.regions[0] == ""
     assert found.regions[1].startswith("in the fields compared, 0 nuclei where the stain shows")
 
@@ -213,7 +213,7 @@ def test_pixels_that_cannot_be_read_again_end_nothing() -> None:
             raise SlideError("level 1 cannot be decoded", "copy the file again")
 
     image = Broken(np.zeros((600, 600, 3), np.uint8), MPP)
-    found = check(image, everything(image), MPP, [])
+    found = check_plausibility(image, everything(image), MPP, [])
     assert found.image == "not compared with the stain: level 1 cannot be decoded"
     assert found.regions == ("",)
 
@@ -260,9 +260,9 @@ def test_many_regions_do_not_take_long() -> None:
     assert FIELD_MPP / MPP[0] == 2  # fields are read at half the resolution of the network
 
 
-def looked_at(engine: Engine, image: ImageInMemory, mpp: tuple[float, float]) -> Check:
+def looked_at(engine: Engine, image: ImageInMemory, mpp: tuple[float, float]) -> Doubts:
     rgb = image.read(0, 0, image.width, image.height)
-    return check(image, everything(image), mpp, [segment(engine, rgb, mpp[0])])
+    return check_plausibility(image, everything(image), mpp, [segment(engine, rgb, mpp[0])])
 
 
 def part_of(name: str, x: int, y: int, side: int) -> tuple[ImageInMemory, tuple[float, float]]:
