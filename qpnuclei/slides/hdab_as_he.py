@@ -24,12 +24,12 @@ def has_dab(stains: Stains) -> bool:
 
 
 def seen_by_network(pixels: PixelSource, stains: Stains) -> PixelSource:
-    """Return the pixels for a network that was trained on H&E: remixed if the image has DAB."""
-    return Remixed(pixels, stains) if has_dab(stains) else pixels
+    """Return the pixels for a network that was trained on H&E: converted if the image has DAB."""
+    return HdabAsHe(pixels, stains) if has_dab(stains) else pixels
 
 
-class Remixed:
-    """Pixels of haematoxylin and DAB, in the colours of haematoxylin and eosin.
+class HdabAsHe:
+    """Pixels of an H-DAB image, in the colours of H&E: see `as_h_and_e`.
 
     Parameters
     ----------
@@ -63,5 +63,5 @@ def as_h_and_e(rgb: RGB, stains: Stains) -> RGB:
     haematoxylin, eosin = HE_MATRIX[:2]
     mixed = (haematoxylin + _EOSIN_SHARE * eosin).astype(np.float32)
     density = densities.sum(axis=-1, keepdims=True) * mixed
-    remixed: RGB = np.rint(255 * np.power(np.float32(10), -density)).astype(np.uint8)
-    return remixed
+    converted: RGB = np.rint(255 * np.power(np.float32(10), -density)).astype(np.uint8)
+    return converted

@@ -35,14 +35,14 @@ def stained(densities: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
 
 @pytest.mark.parametrize("densities", [(0.4, 0.0), (0.0, 0.4), (0.1, 0.3), (0.0, 0.0)])
 def test_what_is_stained_by_either_becomes_haematoxylin(densities: tuple[float, float]) -> None:
-    remixed = as_h_and_e(stained(np.full((2, 3, 2), densities)), DEFAULT_H_DAB)
-    assert remixed.shape == (2, 3, 3)
-    haematoxylin, eosin = separate(remixed, DEFAULT_HE)[0, 0]
+    converted = as_h_and_e(stained(np.full((2, 3, 2), densities)), DEFAULT_H_DAB)
+    assert converted.shape == (2, 3, 3)
+    haematoxylin, eosin = separate(converted, DEFAULT_HE)[0, 0]
     assert haematoxylin == pytest.approx(sum(densities), abs=0.02)
     assert eosin == pytest.approx(sum(densities) / 2, abs=0.02)
 
 
-def test_only_dab_is_remixed() -> None:
+def test_only_dab_is_converted() -> None:
     image = ImageInMemory(np.full((4, 4, 3), 200, np.uint8), (0.25, 0.25))
     assert seen_by_network(image, DEFAULT_HE) is image
     assert (has_dab(DEFAULT_HE), has_dab(DEFAULT_H_DAB)) == (False, True)
