@@ -18,14 +18,14 @@ from qpnuclei.choices import Speed
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.evaluation import classical
 from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels
-from qpnuclei.evaluation.evaluate import (
+from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
+from qpnuclei.evaluation.scoring import (
     Evaluation,
     Finder,
     ImageResult,
-    evaluate,
     image_mpp,
+    score_images,
 )
-from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.tuning import at_resolution, predict, recoloured, tune_post_processing
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import ModelMetadata, PostProcessing
@@ -251,7 +251,7 @@ def _measure(
         progress(name, done, len(images), f"{result.image.name}: AJI {result.scores.AJI:.3f}")
 
     progress(name, 0, len(images), "")
-    return evaluate(name, find, images, options.mpp, on_image)
+    return score_images(name, find, images, options.mpp, on_image)
 
 
 def _tune(

@@ -17,9 +17,9 @@ from scipy import ndimage
 from skimage.measure import find_contours
 
 from qpnuclei.evaluation.agreement import Agreement, Kind, classify
-from qpnuclei.evaluation.evaluate import ImageResult
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.report import COLUMNS, Report, format_score
+from qpnuclei.evaluation.scoring import ImageResult
 from qpnuclei.report.pictures import PALETTE, embedded, path_data
 
 _BLUE, _VERMILION, _GREEN, _YELLOW, _SKY, _ORANGE, _ = PALETTE

@@ -11,7 +11,7 @@ from typing import Any
 
 from qpnuclei.errors import SaveError, number_of
 from qpnuclei.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
-from qpnuclei.evaluation.evaluate import Comparison, Evaluation
+from qpnuclei.evaluation.scoring import Comparison, Evaluation
 from qpnuclei.system.files import write_atomically
 
 #: Columns of the tables: score, heading, digits.

@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from qpnuclei.errors import FormatError, number_of
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels
-from qpnuclei.evaluation.evaluate import image_mpp
 from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
+from qpnuclei.evaluation.scoring import image_mpp
 from qpnuclei.models.metadata import PostProcessing
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor

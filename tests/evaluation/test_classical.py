@@ -8,10 +8,10 @@ import pytest
 from skimage.draw import disk
 
 from qpnuclei.evaluation.classical import NAME, haematoxylin_attention, haematoxylin_nuclei
-from qpnuclei.evaluation.evaluate import evaluate
 from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.metrics import score
+from qpnuclei.evaluation.scoring import score_images
 from tests.evaluation.images import painted
 from tests.paths import SHARED
 
@@ -65,7 +65,7 @@ def test_an_image_of_one_colour_has_no_nuclei() -> None:
 @pytest.mark.skipif(not MONUSEG.is_dir(), reason="the MoNuSeg images are not beside the checkout")
 def test_its_figures_on_monuseg() -> None:
     _, images = read_dataset(MONUSEG, split="val")
-    mean = evaluate(NAME, haematoxylin_nuclei, images, 0.25).mean
+    mean = score_images(NAME, haematoxylin_nuclei, images, 0.25).mean
     # An independent trial of the same recipe gave .446, .753 and .331.
     assert mean["AJI"] == pytest.approx(0.446, abs=0.01)
     assert mean["ADC"] == pytest.approx(0.753, abs=0.01)

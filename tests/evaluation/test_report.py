@@ -18,10 +18,10 @@ from PIL import Image
 from qpnuclei.errors import MppError
 from qpnuclei.evaluation.agreement import Kind
 from qpnuclei.evaluation.datasets import AnnotatedImage
-from qpnuclei.evaluation.evaluate import Comparison, Evaluation, evaluate, image_mpp
 from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.evaluation.page import COLOURS, evaluation_page, outlines
 from qpnuclei.evaluation.report import Report
+from qpnuclei.evaluation.scoring import Comparison, Evaluation, image_mpp, score_images
 from qpnuclei.nuclei.outlines import polygonise
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.report.pictures import path_data
@@ -51,7 +51,7 @@ def report(result: Evaluation, *others: Evaluation) -> Report:
 
 
 def test_perfect_nuclei_score_one_and_none_score_zero(images: list[AnnotatedImage]) -> None:
-    best, worst = (evaluate(f.__name__, f, images, 0.25) for f in (perfect, nothing))
+    best, worst = (score_images(f.__name__, f, images, 0.25) for f in (perfect, nothing))
 
     assert (best.mean["AJI"], best.mean["PQ"], best.mean["AHD"]) == (1, 1, 0)
     assert best.interval["AJI"] == (1, 1)
@@ -67,7 +67,7 @@ def test_perfect_nuclei_score_one_and_none_score_zero(images: list[AnnotatedImag
 
 def test_json_and_tables(images: list[AnnotatedImage]) -> None:
     made = report(
-        evaluate("perfect", perfect, images, 0.25), evaluate("floor", nothing, images, 0.25)
+        score_images("perfect", perfect, images, 0.25), score_images("floor", nothing, images, 0.25)
     )
 
     content = json.loads(json.dumps(made.to_json(), allow_nan=False))
@@ -119,7 +119,7 @@ def test_the_page_draws_every_nucleus_once_on_its_side(images: list[AnnotatedIma
         polygons = perfect(rgb, mpp).polygons()[::2].tolist()
         return NucleiTable.from_polygons([*polygons, shapely.box(0, 0, 4, 4)])
 
-    made = report(evaluate("half", half_found, images[:1], 0.25))
+    made = report(score_images("half", half_found, images[:1], 0.25))
     page = _Page()
     page.feed(html := evaluation_page(made))
 
@@ -149,7 +149,7 @@ def test_fewer_pictures_are_the_worst_and_the_best(images: list[AnnotatedImage])
         found[number] = perfect(rgb, mpp).take(np.arange(4 * number + 1))
         return found[number]
 
-    made = report(evaluate("better", first_only, [images[0]] * 4, 0.25))
+    made = report(score_images("better", first_only, [images[0]] * 4, 0.25))
     for count, expected in (
         (2, [1 / 16, 13 / 16]),
         (0, []),

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from qpnuclei.evaluation.boxes import BoxImage
-from qpnuclei.evaluation.evaluate import image_mpp
+from qpnuclei.evaluation.scoring import image_mpp
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.scaling import scaled

@@ -1,4 +1,4 @@
-"""Evaluate a method on annotated images, with the same steps as a run."""
+"""Score a method on annotated images, with the same steps as a run."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def image_mpp(image: AnnotatedImage, override: float | None) -> float:
     return x
 
 
-def evaluate(
+def score_images(
     name: str,
     find: Finder,
     images: Sequence[AnnotatedImage],
