@@ -216,7 +216,7 @@ def evaluate(
     truth_class : sequence of str
         Classes of the drawn nuclei; see ``qpnuclei evaluate --truth-class``.
     **options
-        Further fields of `qpnuclei.evaluation.assessment.AssessmentOptions`.
+        Further fields of `qpnuclei.evaluation.evaluate.EvaluationOptions`.
 
     Raises
     ------
@@ -239,11 +239,11 @@ def evaluate(
     >>> report.result.mean["recall"]
     1.0
     """
-    from qpnuclei.evaluation.assessment import AssessmentOptions, assess
+    from qpnuclei.evaluation.evaluate import EvaluationOptions, evaluate_model
     from qpnuclei.evaluation.reading import read_annotated
 
     named = DEFAULT_MODEL if model is None else os.fspath(model)
-    chosen = AssessmentOptions(named, **options)
+    chosen = EvaluationOptions(named, **options)
     read = read_annotated(
         Path(dataset),
         layout,
@@ -252,4 +252,4 @@ def evaluate(
         truth_classes=listed(truth_class),
         mpp=chosen.mpp,
     )
-    return assess(read.images, {**read.described, "limit": None}, chosen, notes=read.notes)
+    return evaluate_model(read.images, {**read.described, "limit": None}, chosen, notes=read.notes)

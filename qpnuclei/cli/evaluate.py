@@ -191,10 +191,10 @@ def evaluate(
     from rich.text import Text
 
     from qpnuclei.cli.console import print_json, print_status, progress_bar, stdout
-    from qpnuclei.evaluation.assessment import AssessmentOptions, assess
+    from qpnuclei.evaluation.evaluate import EvaluationOptions, evaluate_model
     from qpnuclei.evaluation.page import evaluation_page
 
-    options = AssessmentOptions(
+    options = EvaluationOptions(
         model=None if method == "hematoxylin" else model or DEFAULT_MODEL,
         speed=speed,
         mpp=mpp,
@@ -214,7 +214,7 @@ def evaluate(
                 tasks[stage] = bar.add_task(stage, total=total, note="")
             bar.update(tasks[stage], completed=done, total=total, note=note)
 
-        report = assess(read.images[:limit], described, options, progress, read.notes)
+        report = evaluate_model(read.images[:limit], described, options, progress, read.notes)
     if json:
         print_json(report.to_json())
     else:

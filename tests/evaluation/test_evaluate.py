@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qpnuclei.errors import UsageError
-from qpnuclei.evaluation.assessment import AssessmentOptions, assess
 from qpnuclei.evaluation.datasets import read_folder
+from qpnuclei.evaluation.evaluate import EvaluationOptions, evaluate_model
 from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.metadata import ModelMetadata
 from qpnuclei.models.student import StudentNet
@@ -20,9 +20,9 @@ def test_several_networks_are_not_tuned(tmp_path: Path) -> None:
     fine, coarse = read_folder(write_folder(tmp_path / "set"))
     images = [replace(fine, mpp=0.25), replace(coarse, mpp=0.5)]
     stages: list[str] = []
-    options = AssessmentOptions(device="cpu", tune=True)
+    options = EvaluationOptions(device="cpu", tune=True)
     with pytest.raises(UsageError, match="several models, default-40x and default-20x"):
-        assess(images, {}, options, lambda stage, *_: stages.append(stage))
+        evaluate_model(images, {}, options, lambda stage, *_: stages.append(stage))
     assert stages == []
 
 
@@ -33,7 +33,7 @@ def test_figures_are_not_lost_with_a_model_that_cannot_be_written(tmp_path: Path
     metadata = ModelMetadata(name="tiny", family="student", architecture=architecture, mpp=0.25)
     save_model(model, StudentNet(**architecture), metadata)
     folder = tmp_path / "models"
-    options = AssessmentOptions(
+    options = EvaluationOptions(
         str(model), mpp=0.25, device="cpu", tune=True, write_model=folder / "m.safetensors"
     )
 
@@ -42,7 +42,7 @@ def test_figures_are_not_lost_with_a_model_that_cannot_be_written(tmp_path: Path
             folder.touch()
 
     described = {"path": "set", "format": "folder", "split": None}
-    report = assess([image], described, options, progress)
+    report = evaluate_model([image], described, options, progress)
 
     assert report.result.name.endswith(", tuned")
     assert len(report.others) == 2

@@ -61,7 +61,7 @@ ProgressCallback = Callable[[str, int, int | None, str], None]
 
 
 @dataclass(frozen=True)
-class AssessmentOptions:
+class EvaluationOptions:
     """Options of an evaluation.
 
     Parameters
@@ -97,10 +97,10 @@ class AssessmentOptions:
             object.__setattr__(self, "write_model", Path(self.write_model))
 
 
-def assess(
+def evaluate_model(
     images: Sequence[AnnotatedImage],
     dataset: dict[str, Any],
-    options: AssessmentOptions,
+    options: EvaluationOptions,
     progress: ProgressCallback = lambda stage, done, total, note: None,
     notes: Sequence[str] = (),
 ) -> Report:
@@ -112,7 +112,7 @@ def assess(
         At least one.
     dataset : dict
         Description of the data for the report: ``path``, ``format``, ``split``.
-    options : AssessmentOptions
+    options : EvaluationOptions
     progress : callable
     notes : sequence of str
         Remarks on the data that are necessary to interpret the figures.
@@ -190,7 +190,7 @@ def assess(
     return Report(result, tuple(others), dataset, tuple(notes), provenance, unwritten)
 
 
-def _check_target(options: AssessmentOptions) -> None:
+def _check_target(options: EvaluationOptions) -> None:
     target = options.write_model
     if target is None:
         return
@@ -206,7 +206,7 @@ def _check_target(options: AssessmentOptions) -> None:
     check_file_target(target)
 
 
-def _models_for(images: Sequence[AnnotatedImage], options: AssessmentOptions) -> list[str]:
+def _models_for(images: Sequence[AnnotatedImage], options: EvaluationOptions) -> list[str]:
     """Return the models that a run would use for the images.
 
     Raises
@@ -227,7 +227,7 @@ def _models_for(images: Sequence[AnnotatedImage], options: AssessmentOptions) ->
     return models
 
 
-def _label(options: AssessmentOptions, specs: Mapping[str, EngineSpec]) -> str:
+def _label(options: EvaluationOptions, specs: Mapping[str, EngineSpec]) -> str:
     """Return the name of a model in tables; for a file with its hash, as names may be equal."""
     model = str(options.model)
     path = Path(model)
@@ -240,7 +240,7 @@ def _measure(
     name: str,
     find: Finder,
     images: Sequence[AnnotatedImage],
-    options: AssessmentOptions,
+    options: EvaluationOptions,
     progress: ProgressCallback,
 ) -> Evaluation:
     done = 0
@@ -257,7 +257,7 @@ def _measure(
 def _tune(
     predictor: Predictor,
     images: Sequence[AnnotatedImage],
-    options: AssessmentOptions,
+    options: EvaluationOptions,
     progress: ProgressCallback,
 ) -> PostProcessing:
     trials, best = 0, 0.0
