@@ -295,7 +295,7 @@ def _colours(
         return None
     area = union(region.geometry for region in source.regions)
     read = reader_of(seen_by_network(source.slide, source.stains), scale)
-    return colour_statistics(read, _tiles(source, area, scale, spec, options).roi)
+    return colour_statistics(read, _tiles(source, area, scale, spec, options))
 
 
 def _tiles(

@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "nuclei at the border of a region depend on the tile size",
         "pipeline/planning/tiles.py",
-        "_MARGIN_PX = 1",
+        "_MARGIN_PX = 2",
         "_MARGIN_PX = 0",
         ("tests/pipeline/inference/test_borders.py", "-k", "smoothing"),
     ),

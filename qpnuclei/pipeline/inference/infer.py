@@ -175,7 +175,7 @@ def measure_tiles(
                 )
         return TileNuclei(tile, owned, fragments, result, corners)
 
-    colour = colour_statistics(read, tiles.roi) if engine.spec.needs_colour else None
+    colour = colour_statistics(read, tiles) if engine.spec.needs_colour else None
     part = tiles if chosen is None else tiles.part(chosen)
     with (
         closing(engine.segment(read, part, colour, clock)) as segmented,
@@ -235,7 +235,7 @@ def join_tiles(
         read = reader_of(seen_by_network(pixels, stains), scale)
         seeing = engine()
         with clock("measure"):
-            colour = colour_statistics(read, tiles.roi) if seeing.spec.needs_colour else None
+            colour = colour_statistics(read, tiles) if seeing.spec.needs_colour else None
             for row in range(len(joined)):
                 seen = _seen_whole(joined.take([row]), seeing, read, colour)
                 pixel_outlines, nucleus = joined.take([row]).polygons(), result.take([row])

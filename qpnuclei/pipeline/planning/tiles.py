@@ -11,10 +11,10 @@ from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.tiling.plan import TilePlan
 
-#: Tiles know a nucleus by its pixels, annotations by its smooth outline. The centroids of the two
-#: are less than this apart, in working px. So tiles also find the nuclei in a margin of this width,
-#: and only the annotation decides which nuclei belong to it.
-_MARGIN_PX = 1
+#: Tiles know a nucleus by its pixels, annotations by its final outline. Smoothing moves a centroid
+#: by up to 0.5 working px, and the cut at the border of an image by up to 1.7 (measured). So tiles
+#: also find the nuclei in a margin of this width, and the annotation decides which belong to it.
+_MARGIN_PX = 2
 
 
 def plan_tiles(
