@@ -122,7 +122,8 @@ def _show_plan(
                 project = create_project(Path(temporary, "new"), described)
                 made = project.images
             if any(entry.name in inputs.chosen_new for entry in made):
-                native = {**given, "backend": "native"}
+                # New slides have no annotations to exclude, and this project no classes of its own.
+                native = {**given, "backend": "native", "exclude": None}
                 _, entries, options = asked_for(project.path, native, is_temporary=True)
                 parts.append((entries, options))
         if inputs.project is None:

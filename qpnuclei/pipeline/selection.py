@@ -168,7 +168,8 @@ def choose_images(
     ------
     UsageError
         If the project has no such image, no image that can be read has such an annotation, or the
-        project has no class to exclude.
+        project has no class to exclude. With tissue that is a warning: the first run of new slides
+        may have the options of later ones.
     """
     entries = match_images(project, patterns)
     if selection.tissue and not selection.excluded_by_name:
@@ -191,6 +192,9 @@ def choose_images(
         others = [entry for entry in project.images if entry.id not in chosen]
         _check_excluded(project, selection, annotations, others, unreadable)
     except UsageError as error:
+        if selection.tissue:
+            _log.warning("%s: nothing is excluded by it (%s)", error.what, error.hint)
+            return concerned
         if unreadable:
             what = f"{error.what}; not all images could be read: {unreadable[0].what}"
             raise UsageError(what, error.hint) from error

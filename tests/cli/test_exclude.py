@@ -171,15 +171,29 @@ def test_a_class_of_another_image_may_be_excluded(
     assert "not all images could be read" in error.what
 
 
-def test_a_misspelt_class_to_exclude_is_refused_with_tissue_too(
-    qpnuclei: Call, project: Path
+def test_a_misspelt_class_to_exclude_from_tissue_is_a_warning(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with_a_second_image(qpnuclei, project, "Scratch")
     this = ("run", project, "--image", "tissue.png", "--tissue", "--device", "cpu", "--dry-run")
-    error = qpnuclei(*this, "--exclude", "Skratch").error
-    assert isinstance(error, UsageError)
-    assert error.what == f"no class 'Skratch' to exclude in {project}"
     assert qpnuclei(*this, "--exclude", "Scratch").exit_code == 0
+    assert "to exclude" not in caplog.text
+    assert qpnuclei(*this, "--exclude", "Skratch").exit_code == 0
+    assert f"no class 'Skratch' to exclude in {project}: nothing is excluded by it" in caplog.text
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_new_slides_may_have_the_options_of_later_runs(
+    qpnuclei: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture, more: tuple[str, ...]
+) -> None:
+    Image.new("RGB", (96, 96), (235, 200, 225)).save(tmp_path / "new.png")
+    results = tmp_path / "results"
+    this = ("run", tmp_path / "new.png", "-o", results, "--mpp", 0.25, *RUN[2:], *more)
+    assert qpnuclei(*this, "--exclude", "Artefact").exit_code == 0
+    said = [line for line in caplog.messages if "to exclude" in line]
+    place = results / "project.qpproj"
+    named = f"no class 'Artefact' to exclude in {place}: nothing is excluded by it"
+    assert [line.startswith(named) for line in said] == [True] * (not more)
 
 
 @pytest.mark.parametrize(("excluded", "reads"), [("Necrosis", 1), ("Scratch", 2), ("Skratch", 2)])
