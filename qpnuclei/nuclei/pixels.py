@@ -83,21 +83,23 @@ def pixels_of_polygons(
     inside. QuPath turns a rectangle with sides along x and y into a RectangleROI. That covers
     ``ceil(width)`` columns from ``floor(x)``, and rows in the same way.
     """
+    height, width = shape
+    top, bottom = origin[1], origin[1] + height
     is_rectangle = _rectangles(polygons)
-    region, row, x0, x1 = _scan(polygons)
+    region, row, x0, x1 = _scan(polygons, top, bottom)
     keep = ~is_rectangle[region]
     corner = np.floor(shapely.bounds(polygons[is_rectangle]).reshape(-1, 4)[:, :2]).astype(np.int64)
-    size = np.ceil(_sizes(polygons[is_rectangle])).astype(np.int64)
-    rows_of = _spread(size[:, 1])
-    region = np.concatenate([region[keep], np.flatnonzero(is_rectangle)[rows_of[0]]])
-    row = np.concatenate([row[keep], corner[rows_of[0], 1] + rows_of[1]])
-    x0 = np.concatenate([x0[keep], corner[rows_of[0], 0]])
-    x1 = np.concatenate([x1[keep], (corner + size)[rows_of[0], 0]])
+    end = corner + np.ceil(_sizes(polygons[is_rectangle])).astype(np.int64)
+    first, last = np.clip(corner[:, 1], top, bottom), np.clip(end[:, 1], top, bottom)
+    rectangle, step = _spread(last - first)
+    region = np.concatenate([region[keep], np.flatnonzero(is_rectangle)[rectangle]])
+    row = np.concatenate([row[keep], first[rectangle] + step])
+    x0 = np.concatenate([x0[keep], corner[rectangle, 0]])
+    x1 = np.concatenate([x1[keep], end[rectangle, 0]])
 
-    height, width = shape
-    row, x0, x1 = row - origin[1], x0 - origin[0], x1 - origin[0]
+    row, x0, x1 = row - top, x0 - origin[0], x1 - origin[0]
     x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
-    keep = (row >= 0) & (row < height) & (x1 > x0)
+    keep = x1 > x0
     region, row, x0, x1 = region[keep], row[keep], x0[keep], x1[keep]
     order = np.argsort(region, kind="stable")
     region, row, x0, x1 = region[order], row[order], x0[order], x1[order]
@@ -107,11 +109,14 @@ def pixels_of_polygons(
 
 
 def _scan(
-    polygons: npt.NDArray[Any],
+    polygons: npt.NDArray[Any], top: int, bottom: int
 ) -> tuple[
     npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]
 ]:
-    """Return the runs of pixels inside: polygon, row, first column, one past the last."""
+    """Return the runs of pixels inside: polygon, row, first column, one past the last.
+
+    Rows are those from `top` to before `bottom`: an outline may reach far beyond the image.
+    """
     rings, ring_polygon = shapely.get_rings(polygons, return_index=True)
     points, ring = shapely.get_coordinates(rings, return_index=True)
     is_edge = ring[1:] == ring[:-1]
@@ -119,8 +124,10 @@ def _scan(
     polygon = ring_polygon[ring[:-1][is_edge]]
     low = np.minimum(start[:, 1], stop[:, 1])
     high = np.maximum(start[:, 1], stop[:, 1])
-    first = np.floor(low - 0.5).astype(np.int64) + 1
-    edge, step = _spread(np.floor(high - 0.5).astype(np.int64) + 1 - first)
+    first, last = (
+        np.clip(np.floor(y - 0.5) + 1, top, bottom).astype(np.int64) for y in (low, high)
+    )
+    edge, step = _spread(last - first)
     row = first[edge] + step
     start, stop = start[edge], stop[edge]
     slope = (stop[:, 0] - start[:, 0]) / (stop[:, 1] - start[:, 1])
