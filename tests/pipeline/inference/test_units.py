@@ -187,7 +187,7 @@ def test_a_change_asks_for_the_units_that_depend_on_it_and_no_others(monkeypatch
         assert not set(every) & set(same)
     # A corner of the region goes: it and its neighbours depend on that.
     notched = plan_tiles(
-        shapely.box(0, 0, 420, 380) - shapely.box(299, 0, 420, 61),
+        shapely.box(0, 0, 420, 380) - shapely.box(298, 0, 420, 62),
         SIZE, SCALE, SPEC, 60, max_nucleus_um=10,
     )  # fmt: skip
     gone = {5, 6}
