@@ -215,12 +215,15 @@ def evaluate(
             bar.update(tasks[stage], completed=done, total=total, note=note)
 
         report = evaluate_model(read.images[:limit], described, options, progress, read.notes)
-    if json:
-        print_json(report.to_json())
-    else:
-        stdout.print(Text(report.to_markdown()))
-    write_report(report, output, evaluation_page(report, pictures))
-    for file in report_files(output):
-        print_status(f"written: {file}")
+    # First the files: standard output may fail, for example if its reader has gone.
+    try:
+        write_report(report, output, evaluation_page(report, pictures))
+        for file in report_files(output):
+            print_status(f"written: {file}")
+    finally:
+        if json:
+            print_json(report.to_json())
+        else:
+            stdout.print(Text(report.to_markdown()))
     if report.unwritten is not None:
         raise report.unwritten

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,10 @@ def run_slides(
     if inputs.new and not given["tissue"]:
         _say_not_analysed(inputs)
     summary = analyse(opened, entries, options, given, extend=True)
-    content = print_summary(summary, given["json"], None)
+    # First the files: standard output may fail, for example if its reader has gone.
     files = _write_results(folder, opened, given, summary.failures)
+    content = print_summary(summary, given["json"], None)
+    _print_results(files, opened)
     print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
@@ -145,7 +147,7 @@ def _write_results(
     failures : sequence of Failure
         Failures of the run. An image among them is not reported again.
     """
-    from qpnuclei.cli.console import image_progress, print_error, print_status, print_warning
+    from qpnuclei.cli.console import image_progress, print_error
     from qpnuclei.cli.tables import print_without_row
     from qpnuclei.errors import MppError
     from qpnuclei.qupath.count_table import write_counts
@@ -197,6 +199,13 @@ def _write_results(
                     left_out(entry, error)
 
             written["report"] = str(folder.write(PAGE, write))
+    return written
+
+
+def _print_results(written: Mapping[str, str | None], project: Project) -> None:
+    """Print the paths of the results; of those that are not written, a warning."""
+    from qpnuclei.cli.console import print_status, print_warning
+
     for what, name in written.items():
         if name is None:
             print_warning(f"{what}: not written")
@@ -206,4 +215,3 @@ def _write_results(
         f"project: {project.path} (every nucleus: qpnuclei export {project.path.parent} "
         "--by nucleus -o nuclei.parquet)"
     )
-    return written

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,25 @@ def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def without_reader() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command line with a pipe as standard output whose reader has gone."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe:
+            return subprocess.run(
+                [sys.executable, "-m", "qpnuclei", *map(str, arguments)],
+                stdout=pipe,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
 
     return call
 

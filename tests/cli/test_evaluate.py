@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from qpnuclei.errors import (
     SlideError,
     UsageError,
 )
+from qpnuclei.evaluation import evaluate as evaluation
 from qpnuclei.evaluation.datasets import read_folder
 from qpnuclei.evaluation.tuning import at_resolution, predict, recoloured
 from qpnuclei.models.metadata import PostProcessing, model_hash, read_metadata
@@ -210,6 +213,39 @@ def test_what_cannot_be_written_is_refused_before_an_image_is_read(
     targets = ("-o", str(tmp_path / report), "--write-model", str(tmp_path / model))
     refuse(SaveError, refused, dataset, *targets, "--mpp", "0.25", "--tune")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_report_is_written_without_a_reader_of_the_table(
+    dataset: Path,
+    tmp_path: Path,
+    without_reader: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    output = tmp_path / "r.json"
+    arguments = ("--mpp", "0.25", "--method", "hematoxylin", "-o", output)
+    done = without_reader("evaluate", dataset, *arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert json.loads(output.read_text())["method"] == FLOOR
+    assert output.with_suffix(".md").exists()
+    assert output.with_suffix(".html").exists()
+
+
+def test_the_table_is_printed_if_the_report_cannot_be_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "r.json"
+    evaluate_model = evaluation.evaluate_model
+
+    def meanwhile(*arguments: Any) -> Any:
+        output.mkdir()  # after the check of the outputs
+        return evaluate_model(*arguments)
+
+    monkeypatch.setattr(evaluation, "evaluate_model", meanwhile)
+    arguments = ("--mpp", "0.25", "--method", "hematoxylin", "-o", str(output), "--quiet")
+    result = CliRunner().invoke(app, ["evaluate", str(dataset), *arguments])
+    assert isinstance(result.exception, SaveError)
+    assert "r.json cannot be written" in result.exception.what
+    assert f"| {FLOOR} |" in result.stdout
 
 
 def test_a_broken_image_is_named(dataset: Path, tmp_path: Path) -> None:

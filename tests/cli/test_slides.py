@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,18 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     assert project.images[0].data_path.read_bytes() == first
     assert record(results)["resumed"] == 2
     assert json.loads((results / "project.qpproj.backup").read_text())["lastID"] == 2
+
+
+def test_results_are_written_without_a_reader_of_the_summary(
+    slides: Path,
+    tmp_path: Path,
+    without_reader: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = without_reader("run", slides, "-o", tmp_path / "r", "--mpp", "0.25", *RUN)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert counts(tmp_path / "r" / "counts.csv") == {"a.bmp": 2, "b.png": 1}
+    assert (tmp_path / "r" / "report.html").exists()
 
 
 def test_slides_added_to_a_single_one_leave_it_as_it_is(tmp_path: Path, qpnuclei: Call) -> None:
