@@ -23,6 +23,7 @@ from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.project_file import data_file
 from qpnuclei.slides.calibration import area_mm2
+from qpnuclei.system.files import nearest_existing
 
 #: Expected nuclei per mm² (in H&E slides: 2,000 to 10,000) and measured bytes per nucleus.
 NUCLEI_PER_MM2 = 5_000
@@ -89,7 +90,7 @@ def check_space(needs: Iterable[Need]) -> None:
     on_disk: defaultdict[int, float] = defaultdict(float)
     first: dict[int, Path] = {}
     for need in needs:
-        there = _existing(need.folder)
+        there = nearest_existing(need.folder.absolute())
         disk = there.stat().st_dev
         on_disk[disk] += need.size
         first.setdefault(disk, there)
@@ -125,11 +126,6 @@ def _part_left(folder: RunFolder, image: PlannedImage) -> float:
 
 def _area_mm2(image: PlannedImage) -> float:
     return area_mm2(sum(shapely.area(r.geometry) for r in image.areas()), image.mpp)
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest folder that exists: the run's folder may not be made yet."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def _size(path: Path) -> int:

@@ -27,7 +27,13 @@ from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, sync_folder
 from qpnuclei.qupath.uris import file_uri
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
-from qpnuclei.system.files import content_of, copy_owner, remove_leftovers, temporary_prefix
+from qpnuclei.system.files import (
+    content_of,
+    copy_owner,
+    remove_leftovers,
+    saving,
+    temporary_prefix,
+)
 from qpnuclei.system.interrupts import interrupt_postponed
 
 #: File name of a new project.
@@ -161,17 +167,20 @@ def check_new_folder(directory: Path) -> None:
     ------
     UsageError
         If there is something else, or the folder's name is not UTF-8.
+    qpnuclei.errors.SaveError
+        If its name is too long, or it may not be entered.
     """
     if not is_utf8(str(directory.absolute())):
         raise UsageError(
             f"{directory}: the name of this folder is not UTF-8, as QuPath requires",
             "name another folder",
         )
-    if directory.is_dir():
-        if not content_of(directory):
+    with saving(directory):
+        if directory.is_dir():
+            if not content_of(directory):
+                return
+        elif not os.path.lexists(directory):
             return
-    elif not os.path.lexists(directory):
-        return
     raise UsageError(
         f"{directory} exists already and is not an empty folder",
         "name a new folder, or add the slides to its project with qpnuclei project add"

@@ -22,7 +22,7 @@ from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.qupath.transaction import digest_of_file
 from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.resolution import agree
-from qpnuclei.system.files import make_folder_below, read_regular, write_atomically
+from qpnuclei.system.files import make_folder_below, read_regular, saving, write_atomically
 
 #: Marks a project that was made from slides, and lists the files beside it that qpnuclei wrote.
 MARK = f"{OWN_FOLDER}/results.json"
@@ -55,9 +55,12 @@ class ResultsFolder:
         ------
         UsageError
             If it contains something else, or its name is not UTF-8.
+        SaveError
+            If its name is too long, or it may not be entered.
         """
-        if self.is_made:
-            return
+        with saving(self.path):
+            if self.is_made:
+                return
         if any(self.path.glob("*.qpproj")):
             raise UsageError(
                 f"{self.path} has a QuPath project that was not made from slides",

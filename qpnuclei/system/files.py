@@ -159,15 +159,26 @@ def nameless_file(parent: Path) -> tuple[BinaryIO, Path]:
     Parameters
     ----------
     parent : Path
-        Folder of the file. If it does not exist, the nearest parent that does.
+        Folder of the file. If it does not exist, the `nearest_existing` one.
 
     Raises
     ------
     OSError
         If the file cannot be created.
     """
-    folder = next(path for path in (parent, *parent.absolute().parents) if path.is_dir())
+    folder = nearest_existing(parent)
     return tempfile.TemporaryFile(dir=folder, buffering=0), folder
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return a path if it exists, otherwise its nearest parent that does.
+
+    Raises
+    ------
+    OSError
+        If this cannot be found out: a name is too long, or a folder may not be entered.
+    """
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def make_folder_below(base: Path, folder: Path) -> None:
@@ -229,10 +240,11 @@ def content_of(folder: Path) -> list[Path]:
     process was killed. Those of this computer are removed.
     """
     remove_leftovers(folder)
-    return [path for path in folder.iterdir() if not _is_by_the_way(path.name)]
+    return [path for path in folder.iterdir() if not _left_by_a_program(path.name)]
 
 
-def _is_by_the_way(name: str) -> bool:
+def _left_by_a_program(name: str) -> bool:
+    """Tell whether a file of this name was left by a file manager or a killed process."""
     # A Mac writes "._name" beside a file on drives of other systems.
     if name in _OF_FILE_MANAGERS or name.startswith("._"):
         return True
@@ -266,8 +278,7 @@ def make_writable_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        _try_to_write(folder)
     except OSError as error:
         raise SaveError(
             f"cannot write to the folder {folder}: {_reason(folder, error)}",
@@ -281,12 +292,12 @@ def check_file_target(path: Path) -> None:
     Raises
     ------
     SaveError
-        If it is a folder, or cannot be made.
+        If it is a folder, cannot be made, or its name is too long.
     """
-    if path.is_dir():
-        raise SaveError(f"{path} cannot be written: it is a folder", "choose another name")
     with saving(path):
-        _check_place(path.parent)
+        if path.is_dir():
+            raise SaveError(f"{path} cannot be written: it is a folder", "choose another name")
+        _try_to_write(path.parent)
 
 
 def check_folder_target(folder: Path) -> None:
@@ -298,13 +309,11 @@ def check_folder_target(folder: Path) -> None:
         If the folder is not writable, or is missing and cannot be made.
     """
     with saving(folder):
-        _check_place(folder)
+        _try_to_write(folder)
 
 
-def _check_place(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with tempfile.TemporaryFile(dir=existing):
-        pass
+def _try_to_write(folder: Path) -> None:
+    nameless_file(folder)[0].close()
 
 
 def resolved(path: Path) -> Path:
@@ -349,15 +358,15 @@ def _unwritable(path: Path, error: OSError) -> SaveError:
 def _reason(folder: Path, error: OSError) -> str:
     """Return why nothing can be written into a folder."""
     with suppress(OSError):
-        existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        existing = nearest_existing(folder)
         if not existing.is_dir():
             return f"{existing} is not a folder"
     return error.strerror or str(error)
 
 
 def _free_space(folder: Path) -> str:
-    folder = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), folder)
     try:
+        folder = nearest_existing(folder)
         free = shutil.disk_usage(folder).free
     except OSError:
         return ""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qpnuclei.errors import SaveError
+from qpnuclei.nuclei.exports.spatialdata_store import check_store
+from qpnuclei.qupath.create import check_new_folder
+from qpnuclei.qupath.results import ResultsFolder
 from qpnuclei.system.files import (
     TEMPORARY_PREFIX,
     atomic_file,
@@ -19,6 +23,7 @@ from qpnuclei.system.files import (
     check_folder_target,
     content_of,
     make_folder_below,
+    make_writable_folder,
     remove_leftovers,
     resolved,
     temporary_prefix,
@@ -176,3 +181,35 @@ def test_a_target_is_checked_without_a_trace(tmp_path: Path) -> None:
     check_file_target(tmp_path / "new" / "deep" / "a.csv")
     check_folder_target(tmp_path / "new" / "deep")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/deep"])
+def test_a_target_whose_name_is_too_long_is_one_error(tmp_path: Path, name: str) -> None:
+    for check in (check_file_target, check_folder_target, make_writable_folder, check_new_folder):
+        with pytest.raises(SaveError, match=r"xxx.*: File name too long"):
+            check(tmp_path / name)
+    with pytest.raises(SaveError, match=r"xxx.*: File name too long"):
+        ResultsFolder(tmp_path / name).check()
+    with pytest.raises(SaveError, match=r"xxx.*: File name too long"):
+        check_store(tmp_path / f"{name}.zarr")
+
+
+def as_nobody(check: Callable[[Path], None], path: Path) -> str:
+    """Return the error of a check that is made without the rights of root."""
+    os.seteuid(65534)
+    try:
+        with pytest.raises(SaveError) as caught:
+            check(path)
+    finally:
+        os.seteuid(0)
+    return caught.value.what
+
+
+@AS_ROOT
+def test_a_target_in_a_folder_that_may_not_be_entered_is_one_error(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    for check in (check_file_target, check_folder_target, make_writable_folder, check_new_folder):
+        assert as_nobody(check, closed / "a").endswith(": Permission denied")

@@ -12,7 +12,7 @@ import shapely
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.anndata_file import to_anndata
 from qpnuclei.nuclei.exports.rows import NucleusRows, optional
-from qpnuclei.system.files import atomic_path, content_of
+from qpnuclei.system.files import atomic_path, content_of, saving
 
 
 def write_spatialdata(images: Sequence[NucleusRows], path: Path) -> None:
@@ -72,7 +72,11 @@ def check_store(path: Path) -> None:
     ------
     UsageError
         If `path` is another file or folder.
+    qpnuclei.errors.SaveError
+        If its name is too long, or it may not be entered.
     """
-    is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
-    if path.exists() and not is_store and not (path.is_dir() and not content_of(path)):
+    with saving(path):
+        is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+        is_free = not path.exists() or (path.is_dir() and not content_of(path))
+    if not (is_store or is_free):
         raise UsageError(f"{path} exists and is not a Zarr store", "choose another name")
