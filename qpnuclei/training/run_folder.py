@@ -27,8 +27,9 @@ _log = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.safetensors"
 METRICS_FILE = "metrics.csv"
-#: How the names of files begin that a run writes before it saves a state.
-_BEFORE_ANY_STATE = "tiles-"
+#: How the names of files begin that a run writes before it saves a state; those of former versions
+#: also wrote logs for TensorBoard and the labels of a student.
+_BEFORE_ANY_STATE = ("tiles-", "pseudo-labels", "tensorboard")
 
 
 @dataclass

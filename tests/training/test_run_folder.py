@@ -74,6 +74,8 @@ def test_a_run_folder_is_new_or_resumed(tmp_path: Path) -> None:
         open_run_folder(folder, resume=True)
     open_run_folder(folder, resume=False)
     (folder / "tiles-0123.parquet").touch()
+    (folder / "pseudo-labels").mkdir()  # of a former version
+    (folder / "tensorboard").mkdir()  # of a former version
     (folder / ".DS_Store").touch()
     (folder / ".qpnuclei-0badcafe-1-00000000-x.part").touch()  # from another computer
     open_run_folder(folder, resume=False)  # of a run that was ended before it had a state
