@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.system.distributed import rank
+from qpnuclei.system.files import saving
 from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import attention_recipe
 from qpnuclei.training.sources import Source
@@ -70,7 +71,8 @@ def train_model(
         "resume": resume,
         "callbacks": callbacks,
     }
-    existed = folder.exists()
+    with saving(folder):
+        existed = folder.exists()
     if validation is not None and rank() == 0:
         from qpnuclei.evaluation.tuning import validation_doubts
 
