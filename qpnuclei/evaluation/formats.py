@@ -17,7 +17,7 @@ import shapely
 import skimage.measure
 
 from qpnuclei.choices import DatasetLayout
-from qpnuclei.errors import FormatError, NotFoundError, UsageError, number_of
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.evaluation.datasets import (
     GEOJSON_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -60,9 +60,12 @@ class MonusegImage(AnnotatedImage):
         Raises
         ------
         FormatError
-            If the file is not an XML file of ImageScope, or no region is in the image.
+            If the file is not an XML file of ImageScope, or all its areas lie outside of the image.
         """
-        return _drawn(self, [polygons_in(region) for region in _regions(self.labels_path)])
+        nuclei = [polygons_in(region) for region in _regions(self.labels_path)]
+        labels = _draw(nuclei, self.read_image().shape[:2])
+        _check_drawn(self, nuclei, labels)
+        return labels
 
 
 @dataclass(frozen=True)
@@ -107,17 +110,20 @@ class GeojsonImage(AnnotatedImage):
         Raises
         ------
         FormatError
-            If the file is not GeoJSON, or has no area of these classes in the image.
+            If the file is not GeoJSON, has no area of these classes, or all lie outside of the
+            image.
         """
-        areas = []
+        nuclei = []
         for found in read_objects(self.labels_path):
             name = None if found.path_class is None else found.path_class.name
             if not self.classes or name in self.classes:
-                areas.append(polygons_in(found.nucleus or found.geometry))
-        if not any(map(len, areas)):
+                nuclei.append(polygons_in(found.nucleus or found.geometry))
+        if not any(map(len, nuclei)):
             of = f" of class {' or '.join(map(repr, self.classes))}" if self.classes else ""
             raise FormatError(f"{self.labels_path}: contains no outline{of} with an area")
-        return _drawn(self, areas)
+        labels = _draw(nuclei, self.read_image().shape[:2])
+        _check_drawn(self, nuclei, labels)
+        return labels
 
 
 @dataclass(frozen=True)
@@ -142,29 +148,42 @@ class ConsepImage(AnnotatedImage):
     """
 
 
-def _drawn(
-    image: AnnotatedImage, nuclei: Sequence[npt.NDArray[np.object_]]
+def _draw(
+    nuclei: Sequence[npt.NDArray[np.object_]], shape: tuple[int, int]
 ) -> npt.NDArray[np.int32]:
-    """Draw nuclei, each of any number of polygons, into an instance map as large as the image."""
-    height, width = image.read_image().shape[:2]
+    """Draw nuclei, each of any number of polygons, into an instance map of (H, W) px."""
     owners = np.repeat(np.arange(len(nuclei), dtype=np.int32), [len(parts) for parts in nuclei])
-    labels = label_map([part for parts in nuclei for part in parts], (height, width))
-    labels = np.append(np.int32(0), owners + np.int32(1))[labels]
-    lost = len(nuclei) - int(np.count_nonzero(np.unique(labels)))
-    place = f"in the image {image.image_path.name} of {width} x {height} px"
-    if nuclei and lost == len(nuclei):
+    labels = label_map([part for parts in nuclei for part in parts], shape)
+    return np.append(np.int32(0), owners + np.int32(1))[labels]
+
+
+def _check_drawn(
+    image: AnnotatedImage,
+    nuclei: Sequence[npt.NDArray[np.object_]],
+    labels: npt.NDArray[np.int32],
+) -> None:
+    """Warn of nuclei without a pixel in the instance map; refuse them if all lie outside of it.
+
+    Lines and points, such as the rulers of ImageScope, do not lie anywhere.
+    """
+    without_pixel = np.setdiff1d(np.arange(1, len(nuclei) + 1), labels)
+    if not len(without_pixel):
+        return
+    height, width = labels.shape
+    place = f"the image {image.image_path.name} of {width} x {height} px"
+    areas = [part for parts in nuclei for part in parts if part.area > 0]
+    x0, y0, x1, y1 = shapely.bounds(areas).reshape(-1, 4).T
+    is_outside = (x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height)
+    if areas and is_outside.all():
         raise FormatError(
-            f"{image.labels_path}: none of {number_of(lost, 'outline')} has a pixel {place}",
+            f"{image.labels_path}: no outline with an area lies in {place}",
             "give outlines in px of this image, not of the slide that it was cut from",
         )
-    if lost:
-        warn_once(
-            _log,
-            f"{image.labels_path}: {lost} of {number_of(len(nuclei), 'outline')} "
-            f"{'has' if lost == 1 else 'have'} no pixel {place}: outside of it, covered by "
-            "others, or without an area",
-        )
-    return labels
+    warn_once(
+        _log,
+        f"{image.labels_path}: outlines without a pixel in {place}: {len(without_pixel)} of "
+        f"{len(nuclei)} (outside of it, covered by others, or without an area)",
+    )
 
 
 def read_monuseg(folder: Path) -> list[AnnotatedImage]:

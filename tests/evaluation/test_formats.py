@@ -65,7 +65,9 @@ def test_monuseg_is_pixels_whose_centre_lies_in_an_outline(
     expected[2:6, 1:5] = 1  # where two overlap, the first of the file
     expected[8:, 9:] = 4
     np.testing.assert_array_equal(labels, expected)
-    assert "TCGA-1.xml: 1 of 4 outlines has no pixel in the image TCGA-1.tif" in caplog.text
+    assert "TCGA-1.xml: outlines without a pixel in the image TCGA-1.tif of 12 x 10 px: 1 of 4" in (
+        caplog.text
+    )
 
 
 def write_outlines(path: Path, *outlines: shapely.Geometry) -> None:
@@ -91,14 +93,43 @@ def test_outlines_without_a_pixel_of_the_image_are_counted(
     _, (image,) = read_dataset(tmp_path, "monuseg" if suffix == ".xml" else "folder")
     assert np.unique(image.read_labels()).tolist() == [0, 1, 4]
     image.read_labels()
-    assert caplog.text.count(f"a{suffix}: 2 of 4 outlines have no pixel in the image a.tif") == 1
+    said = f"a{suffix}: outlines without a pixel in the image a.tif of 12 x 10 px: 2 of 4"
+    assert caplog.text.count(said) == 1
 
     write_outlines(labels / f"a{suffix}", outside)
     with pytest.raises(
-        FormatError, match=rf"a\{suffix}: none of 1 outline has a pixel .* a\.tif of 12 x 10 px"
+        FormatError, match=rf"a\{suffix}: no outline with an area lies in .* a\.tif of 12 x 10 px"
     ) as caught:
         image.read_labels()
     assert "in px of this image" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        [region((1, 1), (5, 5))],  # a ruler
+        [region((1, 1), (5, 5), (3, 3))],
+        [region((100, 100), (120, 120)), region((1, 1), (1.2, 1), (1.2, 1.2))],
+    ],
+)
+def test_regions_without_an_area_do_not_make_an_image_another(
+    monuseg: Path, caplog: pytest.LogCaptureFixture, regions: list[str]
+) -> None:
+    (monuseg / "Annotations" / "TCGA-1.xml").write_text(image_scope(*regions))
+    _, (image,) = read_dataset(monuseg)
+    assert not image.read_labels().any()
+    assert f"12 x 10 px: {len(regions)} of {len(regions)} (outside of it" in caplog.text
+
+
+def test_regions_without_an_area_do_not_hide_that_the_others_are_of_another_image(
+    monuseg: Path,
+) -> None:
+    outside = region((100, 100), (120, 100), (120, 120))
+    xml = image_scope(region((1, 1), (5, 5)), outside)
+    (monuseg / "Annotations" / "TCGA-1.xml").write_text(xml)
+    _, (image,) = read_dataset(monuseg)
+    with pytest.raises(FormatError, match="no outline with an area lies in the image TCGA-1"):
+        image.read_labels()
 
 
 def test_the_areas_of_a_geometry_collection_are_drawn(tmp_path: Path) -> None:
