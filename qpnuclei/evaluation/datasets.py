@@ -20,7 +20,9 @@ from qpnuclei.evaluation.labelmap import consecutive
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.readers.plain import pillow_image
 from qpnuclei.slides.readers.reader import reading
+from qpnuclei.slides.readers.tiff import SIGNATURES as TIFF_SIGNATURES
 from qpnuclei.slides.slide import open_slide
+from qpnuclei.system.files import open_regular
 from qpnuclei.system.json_text import parse_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -142,7 +144,7 @@ def _stored_labels(path: Path) -> npt.NDArray[np.integer]:
     with _reading_labels(path, "an instance map"):
         if path.suffix.lower() == ".npy":
             labels = np.load(path, allow_pickle=False)
-        elif path.suffix.lower() in (".tif", ".tiff"):
+        elif _is_tiff(path):
             labels = tifffile.imread(path)
         else:
             with pillow_image(path, "save it as TIFF or NPY, or cut it into parts") as image:
@@ -154,6 +156,12 @@ def _stored_labels(path: Path) -> npt.NDArray[np.integer]:
             "one channel of integers is needed: 0 = background, one value per nucleus",
         )
     return labels
+
+
+def _is_tiff(path: Path) -> bool:
+    """Tell whether the content of a file is a TIFF, whatever its name."""
+    with open_regular(path) as file:
+        return file.read(4) in TIFF_SIGNATURES
 
 
 def _matlab_labels(path: Path) -> npt.NDArray[np.integer]:

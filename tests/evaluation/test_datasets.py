@@ -139,6 +139,18 @@ def test_what_is_no_image_or_no_instance_map_is_refused(folder):
         b.read_labels()
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_labels_are_read_by_content(folder, kind):
+    instances = np.arange(20, dtype=kind).reshape(4, 5)
+    (folder / "labels" / "a.npy").unlink()
+    tifffile.imwrite(folder / "labels" / "a.png", instances)
+    (folder / "labels" / "b.png").unlink()
+    Image.fromarray(instances).save(folder / "labels" / "b.tif", format="PNG")
+    a, b, _ = read_folder(folder)
+    np.testing.assert_array_equal(a.read_labels(), instances)
+    np.testing.assert_array_equal(b.read_labels(), instances)
+
+
 def test_a_label_image_beyond_pillows_limit_is_named(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)  # the limit is twice as many
     _, b, _ = read_folder(folder)
