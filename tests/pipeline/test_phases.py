@@ -568,6 +568,23 @@ def test_a_plan_that_does_not_name_an_image_is_refused(a_plan: Path, tmp_path: P
         qpnuclei.commit(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"qpnuclei": "0.0.1"}, r"made by version '0\.0\.1' of qpnuclei, not by "),
+        ({"qpnuclei": "0.0.1", "format": 1}, "made by version"),
+        ({"format": 1}, "has the format 1, not 2"),
+    ],
+)
+def test_a_plan_of_another_version_or_format_says_what_differs(
+    a_plan: Path, tmp_path: Path, changed: dict[str, object], said: str
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(json.loads(a_plan.read_text()) | changed))
+    with pytest.raises(FormatError, match=rf"plan\.json .*{said}") as caught:
+        qpnuclei.infer(tmp_path)
+    assert caught.value.hint == "plan the run again"
+
+
 def test_nor_does_a_link(a_plan: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import FormatError, ModelError, NotFoundError
+from qpnuclei.errors import FormatError, ModelError, NotFoundError, quoted
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.keys import hash_of
 from qpnuclei.pipeline.planning.plan_parts import (
@@ -223,10 +223,14 @@ class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             made_by = content["qpnuclei"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{path} is not the plan of a run", "plan the run again") from error
-        if made_by != __version__ or content.get("format") != FORMAT:
+        if made_by != __version__:
             raise FormatError(
-                f"{path} was made by another version of qpnuclei, not by {__version__}",
-                "plan the run again, or use the version named in the file",
+                f"{path} was made by version {quoted(made_by)} of qpnuclei, not by {__version__}",
+                "plan the run again",
+            )
+        if (found := content.get("format")) != FORMAT:
+            raise FormatError(
+                f"{path} has the format {quoted(found)}, not {FORMAT}", "plan the run again"
             )
         try:
             return checked(content, cls)
