@@ -16,9 +16,9 @@ _SWITCHES = frozenset({"--no-crop", "--icc-profile"})
 _SERIES = ("--series", "-s")
 
 #: Class names of QuPath's server builders.
-OPENSLIDE = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
-BIO_FORMATS = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
-_IMAGEJ = "qupath.imagej.images.servers.ImageJServerBuilder"
+OPENSLIDE_BUILDER = "qupath.lib.images.servers.openslide.OpenslideServerBuilder"
+BIO_FORMATS_BUILDER = "qupath.lib.images.servers.bioformats.BioFormatsServerBuilder"
+IMAGEJ_BUILDER = "qupath.imagej.images.servers.ImageJServerBuilder"
 
 
 def open_image(entry: ImageEntry) -> Slide:
@@ -40,7 +40,7 @@ def open_image(entry: ImageEntry) -> Slide:
             f"{where} is a transformed view of its file ({kinds}), which is not supported",
             "export it from QuPath as a new image, or analyse the original",
         )
-    if server.provider not in (OPENSLIDE, BIO_FORMATS, _IMAGEJ):
+    if server.provider not in (OPENSLIDE_BUILDER, BIO_FORMATS_BUILDER, IMAGEJ_BUILDER):
         raise SlideError(
             f"{where} comes from the server {server.provider or 'unknown'!r}, "
             "which is not supported",
@@ -64,7 +64,7 @@ def open_image(entry: ImageEntry) -> Slide:
         )
     slide = open_slide(
         entry.path,
-        crop_to_bounds=server.provider == OPENSLIDE and "--no-crop" not in server.args,
+        crop_to_bounds=server.provider == OPENSLIDE_BUILDER and "--no-crop" not in server.args,
         series=_series(where, server.args),
         apply_icc="--icc-profile" in server.args,
     )

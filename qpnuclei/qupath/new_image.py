@@ -17,7 +17,7 @@ from PIL import Image
 
 from qpnuclei.errors import MppError, QpnucleiError, SlideError, standing_alone
 from qpnuclei.qupath import project_file
-from qpnuclei.qupath.images import BIO_FORMATS, OPENSLIDE
+from qpnuclei.qupath.images import BIO_FORMATS_BUILDER, OPENSLIDE_BUILDER
 from qpnuclei.qupath.model import packed_rgb
 from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -255,7 +255,7 @@ def server_builder(image: NewImage) -> dict[str, Any]:
     )
     return {
         "builderType": "uri",
-        "providerClassName": OPENSLIDE if openslide else BIO_FORMATS,
+        "providerClassName": OPENSLIDE_BUILDER if openslide else BIO_FORMATS_BUILDER,
         "uri": file_uri(image.path),
         "args": [] if openslide else ["--series", "0"],
         "metadata": _metadata(image),
