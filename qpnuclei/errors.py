@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
 
@@ -138,8 +137,7 @@ class UnexpectedError(QpnucleiError):
     """A bug in the program itself, or in a library, that occurred while working on one image."""
 
 
-@contextmanager
-def standing_alone(where: str, report: Callable[[QpnucleiError], object]) -> Iterator[None]:
+class standing_alone:  # noqa: N801 - used as a function
     """Report any exception of the block, so that the program continues after it.
 
     Parameters
@@ -150,13 +148,25 @@ def standing_alone(where: str, report: Callable[[QpnucleiError], object]) -> Ite
         Called with the error. An exception that is not a `QpnucleiError` becomes an
         `UnexpectedError`; its traceback is logged.
     """
-    try:
-        yield
-    except QpnucleiError as error:
-        report(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the others must not suffer
-        _log.debug("%s", where, exc_info=error)
-        report(_unexpected(error, where))
+
+    # A class, because type checkers take a generator for one that lets exceptions pass.
+
+    def __init__(self, where: str, report: Callable[[QpnucleiError], object]) -> None:
+        self._where = where
+        self._report = report
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, QpnucleiError):
+            self._report(error)
+        elif isinstance(error, Exception):  # whatever it is, the others must not suffer
+            _log.debug("%s", self._where, exc_info=error)
+            self._report(_unexpected(error, self._where))
+        else:
+            return False
+        return True
 
 
 def _unexpected(error: Exception, where: str) -> UnexpectedError:

@@ -119,19 +119,8 @@ class _Report:
 
     def add(self, number: int, entry: ImageEntry) -> None:
         """Add an image, the `number`-th from 1; or note why it cannot be read."""
-        options = self._options
-        errors: list[QpnucleiError] = []
-        with standing_alone(f"image {entry.name}", errors.append):
-            content = image_content(
-                self._project,
-                entry,
-                number,
-                self._runs,
-                options.nucleus_classes,
-                options.pixel_sizes,
-            )
-        if errors:
-            self.failures += [(entry, error) for error in errors]
+        content = self._content(number, entry)
+        if content is None:
             return
         self._classes |= content.classes
         run = content.written_by
@@ -142,7 +131,24 @@ class _Report:
             is_earlier = run is not None or content.is_unrecorded
             self._unfinished.append((entry.name, reason + _OF_EARLIER * is_earlier))
         link = self._place(number, entry, self._section(content, reason))
-        self._shown.append(_kept(content, link, options.nucleus_classes is not None))
+        self._shown.append(_kept(content, link, self._options.nucleus_classes is not None))
+
+    def _content(self, number: int, entry: ImageEntry) -> ImageContent | None:
+        """Return what is shown of an image; None if it cannot be read, which is noted."""
+
+        def fail(error: QpnucleiError) -> None:
+            self.failures.append((entry, error))
+
+        with standing_alone(f"image {entry.name}", fail):
+            return image_content(
+                self._project,
+                entry,
+                number,
+                self._runs,
+                self._options.nucleus_classes,
+                self._options.pixel_sizes,
+            )
+        return None
 
     def _section(self, content: ImageContent, unfinished: str) -> Markup:
         """Return the part of a page that shows an image."""
