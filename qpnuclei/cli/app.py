@@ -118,6 +118,12 @@ def main() -> None:
         print_error(error)
         sys.exit(error.exit_code)
     except OSError as error:
+        if error.filename is not None and error.errno in (errno.ENAMETOOLONG, errno.EACCES):
+            from qpnuclei.cli.console import print_error
+
+            what = f"{error.filename} cannot be read: {error.strerror}"
+            print_error(QpnucleiError(what, "check the path, and the permissions of its folders"))
+            sys.exit(1)
         # Errors of output streams name no file; other errors are not handled here.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
             raise

@@ -396,6 +396,23 @@ def test_a_table_of_pixel_sizes_has_an_end(sample: Sample, tmp_path: Path, qpnuc
         assert f"{path}: cannot be read: not a regular file" in str(outcome.error)
 
 
+def test_an_input_whose_name_is_too_long_is_one_error(sample: Sample, program: Program) -> None:
+    name = "x" * 300
+    for command in (
+        ("info", name),
+        ("run", name),
+        ("project", "add", sample("0.5.1"), name),
+        ("geojson", "import", sample("0.6.0"), name),
+        ("evaluate", name, "-o", "report.json"),
+    ):
+        done = program(*command)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-2:] == [
+            f"error: {name} cannot be read: File name too long",
+            "hint: check the path, and the permissions of its folders",
+        ]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device there")
 @pytest.mark.parametrize("option", [(), ("--json",)])
 def test_output_to_a_full_disk_is_one_error(sample: Sample, option: tuple[str, ...]) -> None:
