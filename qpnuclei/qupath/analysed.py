@@ -23,7 +23,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, Mpp, multipolygon, pair
-from qpnuclei.qupath.areas import Parts, polygonal, polygons_in, union, valid_area
+from qpnuclei.qupath.areas import ROUNDING_PX, Parts, polygonal, union, valid_area, without_slivers
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.slides.resolution import agree
@@ -32,9 +32,6 @@ _log = logging.getLogger(__name__)
 
 #: Name of the image's property.
 PROPERTY = "qpnuclei analysed"
-
-#: An outline may exceed the analysed area by this much, because of rounding.
-_RIM_PX = 0.02
 
 #: Prefix of a doubt about an image from which nuclei have been removed since.
 _BEFORE_FILTER = "before the filter: "
@@ -227,8 +224,7 @@ class Record:
     def _not_analysed_of(self, geometry: shapely.Geometry) -> shapely.MultiPolygon:
         """Return the part of an area that no run has analysed, without slivers from rounding."""
         area = valid_area(geometry)
-        rest = polygons_in(shapely.difference(area, self._parts_analysed.near(area)))
-        return shapely.MultiPolygon([p for p in rest if p.area > _RIM_PX * p.length])
+        return without_slivers(shapely.difference(area, self._parts_analysed.near(area)))
 
     def filtered(self) -> Record:
         """Return the record after nuclei were removed: its doubts are marked as older."""
@@ -358,7 +354,7 @@ class Record:
         """Return whether the runs after a turn covered a geometry."""
         later = [area for area in self._meeting(geometry) if area.turn > after]
         rest = shapely.difference(geometry, union(valid_area(area.geometry) for area in later))
-        return bool(rest.area <= _RIM_PX * geometry.length)
+        return bool(rest.area <= ROUNDING_PX * geometry.length)
 
     def _meeting(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
         """Return the areas that meet a geometry."""
@@ -370,9 +366,9 @@ class Record:
             return []
         bounds = np.array(geometry.bounds)
         order, known = self._by_left_edge
-        begin, end = np.searchsorted(known[:, 0], bounds[0] + np.array([-1, 1]) * 2 * _RIM_PX)
+        begin, end = np.searchsorted(known[:, 0], bounds[0] + np.array([-1, 1]) * 2 * ROUNDING_PX)
         apart = np.abs(known[begin:end] - bounds).max(axis=1)
-        near = np.sort(order[begin:end][apart <= _RIM_PX])
+        near = np.sort(order[begin:end][apart <= ROUNDING_PX])
         return [self.areas[row] for row in near if _same(self.areas[row].geometry, geometry)]
 
     # An image may have as many areas as annotations, so all are searched by an index.
@@ -518,16 +514,16 @@ def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     a, b = multipolygon(a), multipolygon(b)
     if a.is_empty or b.is_empty:
         return bool(a.is_empty and b.is_empty)
-    if not np.allclose(a.bounds, b.bounds, rtol=0, atol=_RIM_PX):
+    if not np.allclose(a.bounds, b.bounds, rtol=0, atol=ROUNDING_PX):
         return False
-    if abs(a.area - b.area) > _RIM_PX * a.length:
+    if abs(a.area - b.area) > ROUNDING_PX * a.length:
         return False
-    return same_outline(a, b) or float(shapely.hausdorff_distance(a, b)) <= _RIM_PX
+    return same_outline(a, b) or float(shapely.hausdorff_distance(a, b)) <= ROUNDING_PX
 
 
 def _rounding(geometry: shapely.Geometry) -> float:
     """Return the largest part of an area that may be due to rounding, px²."""
-    return float(min(_RIM_PX * geometry.length, geometry.area / 2))
+    return float(min(ROUNDING_PX * geometry.length, geometry.area / 2))
 
 
 def _is_more_than(area: AnalysedArea, replaced: shapely.Geometry) -> bool:

@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+#: An outline may have moved by this much, because of how exactly coordinates are stored.
+ROUNDING_PX = 0.02
+
 
 def polygons_in(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:
     """Return the polygons of a geometry as they are, without empty ones, lines and points."""
@@ -29,6 +32,18 @@ def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
     """Return the areas of a geometry as a Polygon or MultiPolygon, without lines and points."""
     areas = polygons_in(geometry)
     return areas[0] if len(areas) == 1 else shapely.MultiPolygon(list(areas))
+
+
+def without_slivers(geometry: shapely.Geometry) -> shapely.MultiPolygon:
+    """Return the areas of a geometry without slivers, which are due to rounding.
+
+    Each is judged by itself: slivers along an outline of 20 mm have the area of a nucleus together.
+    """
+    areas = polygons_in(geometry)
+    is_wide = shapely.area(areas) > ROUNDING_PX * shapely.length(areas)
+    # A sliver may also join a wide area, and be much longer than it.
+    is_wide[~is_wide] = ~shapely.is_empty(shapely.buffer(areas[~is_wide], -ROUNDING_PX))
+    return shapely.MultiPolygon(list(areas[is_wide]))
 
 
 def union(areas: Iterable[shapely.Geometry]) -> shapely.Geometry:

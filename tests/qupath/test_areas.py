@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.pipeline.selection import Selection, select_regions
-from qpnuclei.qupath.areas import Parts, union, valid_area
+from qpnuclei.qupath.areas import ROUNDING_PX, Parts, union, valid_area, without_slivers
 from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.counts import count_objects
 from qpnuclei.qupath.inventory import _describe_image
@@ -134,3 +134,15 @@ def test_the_parts_near_an_area_are_as_good_as_all(
     assert parts.meeting(area).tolist() == [i for i, a in enumerate(areas) if a.intersects(area)]
     assert shapely.difference(area, parts.near(area)).equals(shapely.difference(area, whole))
     assert shapely.intersection(area, parts.near(area)).equals(shapely.intersection(area, whole))
+
+
+def test_slivers_are_told_from_a_small_area_however_long_the_outline() -> None:
+    long = shapely.union_all([shapely.box(4 * i, 0, 4 * i + 2, 20_000) for i in range(20)])
+    moved = shapely.affinity.translate(long, ROUNDING_PX, ROUNDING_PX)
+    slivers = shapely.symmetric_difference(long, moved)
+    hole = shapely.box(8, 100, 10, 120)
+    assert slivers.area > 100 * hole.area
+    assert without_slivers(slivers).is_empty
+    assert without_slivers(long).equals(long)
+    found = without_slivers(shapely.symmetric_difference(long, shapely.difference(moved, hole)))
+    assert found.intersection(hole).area > 0.9 * hole.area

@@ -25,13 +25,11 @@ from qpnuclei.pipeline.selection import (
     without_excluded,
 )
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.areas import polygonal, union
+from qpnuclei.qupath.areas import polygonal, union, without_slivers
 from qpnuclei.qupath.model import Annotation, ImageObjects
 from qpnuclei.qupath.regions import Region, same_outline
 
 _EXCLUDED = "what is excluded from {} changed since the image was planned"
-#: An outline may have moved by this much, because of how exactly coordinates are stored.
-_ROUNDING_PX = 0.02
 
 _Named = dict[tuple[str, UUID | str | None], list[Annotation]]
 
@@ -154,8 +152,7 @@ def _check_tissue(plan: ImagePlan, selection: Selection, objects: ImageObjects) 
 
 def _is_same_area(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     """Tell whether two areas are equal up to the precision of stored coordinates."""
-    apart = shapely.symmetric_difference(a, b).area
-    return bool(apart <= _ROUNDING_PX * max(a.length, b.length))
+    return bool(without_slivers(shapely.symmetric_difference(a, b)).is_empty)
 
 
 def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:

@@ -322,6 +322,26 @@ def test_force_refuses_when_other_areas_are_to_be_analysed(
     assert (tmp_path / "1-he small.png.rescued.geojson.gz").exists()
 
 
+#: An outline so long that slivers along it have together the area of many nuclei.
+COMB = shapely.union_all(
+    [shapely.box(10, 360, 500, 370), *(shapely.box(x, 10, x + 4, 360) for x in range(10, 490, 8))]
+)
+
+
+@pytest.mark.parametrize("on_existing", ["replace", "append", "skip"])
+def test_force_sees_a_small_excluded_annotation_in_a_long_outline(
+    project: NativeProject, tmp_path: Path, on_existing: OnExisting
+) -> None:
+    image = project.images[0]
+    options = RunOptions(Selection(names=("comb",)), force=True, on_existing=on_existing)
+    draw(image, COMB, "comb", "Comb")
+    plan = plan_of(image, options)
+    nuclei = nuclei_of(plan, options)
+    draw(image, shapely.box(100, 100, 124, 140), "pen", "Ignore*")
+    with pytest.raises(ConflictError, match=r"what is excluded from comb .* changed since"):
+        write_back(project, plan, nuclei, options, tmp_path)
+
+
 @pytest.mark.parametrize("class_name", [None, "Tumor", "Ignore*"])
 def test_force_allows_new_annotations_that_change_nothing_of_the_selection(
     project: NativeProject, tmp_path: Path, class_name: str | None
