@@ -31,8 +31,6 @@ from qpnuclei.qupath.regions import Region, same_outline
 
 _EXCLUDED = "what is excluded from {} changed since the image was planned"
 
-_Named = dict[tuple[str, UUID | str | None], list[Annotation]]
-
 
 def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     """Return the plan for an image that another program saved after it was planned.
@@ -55,8 +53,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     outdated = plan.outdated & there
     tissue = plan.tissue
     if tissue is None:
-        known = _by_name(objects)
-        regions = [Region(_same_annotation(r, known), r.geometry) for r in plan.regions]
+        regions = _with_same_annotations(plan.regions, objects)
     else:
         tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
         regions = [Region(tissue, plan.regions[0].geometry)]
@@ -157,40 +154,54 @@ def _is_same_area(a: shapely.Geometry, b: shapely.Geometry) -> bool:
 
 def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:
     """Return a plan's regions with the annotations of a later state of the image."""
-    known = _by_name(objects)
+    found = _same_annotations(plan.regions, objects)
     return [
-        Region(_find_annotation(region.annotation, known) or region.annotation, region.geometry)
-        if region.annotation
-        else region
-        for region in plan.regions
+        Region(annotation or region.annotation, region.geometry)
+        for region, annotation in zip(plan.regions, found, strict=True)
     ]
 
 
-def _by_name(objects: ImageObjects) -> _Named:
-    """Return the annotations by UUID and by name."""
-    named: _Named = {}
+def _with_same_annotations(regions: Sequence[Region], objects: ImageObjects) -> list[Region]:
+    """Return regions with the annotations of a later state of the image.
+
+    Raises
+    ------
+    ConflictError
+        If it lacks one.
+    """
+    found = _same_annotations(regions, objects)
+    for region, annotation in zip(regions, found, strict=True):
+        if region.annotation and not annotation:
+            raise ConflictError(
+                f"the annotation {region.label} was deleted or its outline changed since it was "
+                "planned"
+            )
+    return [Region(a, region.geometry) for region, a in zip(regions, found, strict=True)]
+
+
+def _same_annotations(regions: Sequence[Region], objects: ImageObjects) -> list[Annotation | None]:
+    """Find the annotation of each region in a later state of the image, each for one region."""
+    named: dict[tuple[str, UUID | str | None], list[Annotation]] = {}
     for annotation in objects.annotations:
         for key in (("UUID", annotation.id), ("name", annotation.name)):
             named.setdefault(key, []).append(annotation)
-    return named
-
-
-def _same_annotation(region: Region, known: _Named) -> Annotation | None:
-    """Find the annotation of a region among the annotations of a later state of the image."""
-    wanted = region.annotation
-    if wanted is None:
-        return None
-    found = _find_annotation(wanted, known)
-    if found is None:
-        raise ConflictError(
-            f"the annotation {wanted.label} was deleted or its outline changed since it was planned"
-        )
-    return found
-
-
-def _find_annotation(wanted: Annotation, known: _Named) -> Annotation | None:
-    # QuPath gives UUIDs to objects that were saved without one.
-    key = ("UUID", wanted.id) if wanted.id else ("name", wanted.name)
-    found = [a for a in known.get(key, ()) if same_outline(a.geometry, wanted.geometry)]
-    # Without UUIDs, annotations of several classes may have the same outline.
-    return max(found, key=lambda a: a.class_name == wanted.class_name, default=None)
+    found: dict[int, Annotation] = {}
+    taken: set[int] = set()
+    # Without UUIDs, several annotations may have the same outline, of one class or of several.
+    for needs_class in (True, False):
+        for position, wanted in enumerate(region.annotation for region in regions):
+            if wanted is None or position in found:
+                continue
+            # QuPath gives UUIDs to objects that were saved without one.
+            key = ("UUID", wanted.id) if wanted.id else ("name", wanted.name)
+            for annotation in named.get(key, ()):
+                if (
+                    annotation.handle not in taken
+                    and (annotation.z, annotation.t) == (wanted.z, wanted.t)
+                    and (annotation.class_name == wanted.class_name or not needs_class)
+                    and same_outline(annotation.geometry, wanted.geometry)
+                ):
+                    found[position] = annotation
+                    taken.add(annotation.handle)
+                    break
+    return [found.get(position) for position in range(len(regions))]

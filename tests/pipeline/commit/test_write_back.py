@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -18,6 +19,7 @@ from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
+from qpnuclei.pipeline.commit.replan import plan_again, regions_now
 from qpnuclei.pipeline.commit.write_back import write_back
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.options import RunOptions
@@ -245,6 +247,15 @@ def without_nested(image: NativeImage) -> UUID:
     return nested.id or nucleus_id(b"0123456789")
 
 
+def with_nested(image: NativeImage, times: int) -> None:
+    """Save the image as someone does who has duplicated "nested", or deleted all but one."""
+    data_file = DataFile.parse(image.data_path.read_bytes(), "file")
+    found = annotations_of(data_file._root(), range(9))
+    found[2].set_children([deepcopy(found[3].node) for _ in range(times)])
+    with image.data_path.open("wb") as stream:
+        data_file.write(stream.write)
+
+
 def draw(
     image: NativeImage,
     geometry: shapely.Geometry,
@@ -320,6 +331,30 @@ def test_force_refuses_when_other_areas_are_to_be_analysed(
         write_back(project, plan, nuclei_of(plan), options, tmp_path)
     assert image.data_path.read_bytes() == theirs
     assert (tmp_path / "1-he small.png.rescued.geojson.gz").exists()
+
+
+@pytest.mark.parametrize("project", ["0.3.2"], indirect=True)
+@pytest.mark.parametrize("on_existing", ["replace", "append", "skip"])
+def test_force_tells_annotations_without_uuid_apart_that_are_alike(
+    project: NativeProject, tmp_path: Path, on_existing: OnExisting
+) -> None:
+    image = project.images[0]
+    with_nested(image, 2)
+    options = replace(OPTIONS, force=True, on_existing=on_existing)
+    plan = plan_of(image, options)
+    names = [region.annotation and region.annotation.name for region in plan.regions]
+    assert names.count("nested") == 2
+    with_nested(image, 1)
+    with pytest.raises(ConflictError, match=r"the annotation nested .* was deleted"):
+        plan_again(plan, options)
+    with_nested(image, 2)
+    without_first_annotation(image)  # all handles are others now
+    objects = image.read()
+    present = [a.handle for a in objects.annotations if a.class_name == "Stroma"]
+    assert [region.handle for region in plan_again(plan, options).regions] == present
+    assert [region.handle for region in regions_now(plan, objects)] == present
+    write_back(project, plan, nuclei_of(plan), options, tmp_path)
+    assert written_into(image) == ["nested", "nested"]
 
 
 #: An outline so long that slivers along it have together the area of many nuclei.
