@@ -21,6 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import qpnuclei
+from qpnuclei.choices import OnExisting
 from qpnuclei.cli.app import app
 from qpnuclei.errors import (
     FormatError,
@@ -46,6 +47,7 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.system.threads import available_cores
 from tests.cli.test_one_bad_apple import IMAGE, annotate
+from tests.ids import nucleus_id
 from tests.paths import ROOT
 from tests.pipeline.inference.test_processes import workers
 from tests.pipeline.killing import content, make_project
@@ -53,6 +55,8 @@ from tests.pipeline.killing import content, make_project
 OPTIONS = RunOptions(
     Selection(classes=("Tumor",)), device="cpu", tile_px=128, max_nucleus_um=8.0, workers=1
 )
+
+IGNORED = PathClass("Ignore*")
 
 
 @pytest.fixture(autouse=True)
@@ -443,7 +447,7 @@ def test_a_new_excluded_annotation_is_heard_and_its_image_alone_is_done_again(
     earlier = RunPlan.read(folder / "plan.json")
     image = open_project(place / "project").images[1]
     area = shapely.box(30, 30, 120, 220)
-    fold = NewAnnotation(area, uuid.UUID(int=9), path_class=PathClass("Ignore*"))
+    fold = NewAnnotation(area, uuid.UUID(int=9), path_class=IGNORED)
     image.write(Edit(annotations=[fold]), image.read().fingerprint)
     # The same request goes on with the same folder; the units hold whole tiles, and may stay.
     assert qpnuclei.plan(place / "project", OPTIONS) == folder
@@ -455,6 +459,38 @@ def test_a_new_excluded_annotation_is_heard_and_its_image_alone_is_done_again(
     assert shapely.contains_xy(area, *first.T).any()
     assert not shapely.contains_xy(area, *second.T).any()
     assert len(second) > 0
+
+
+@pytest.mark.parametrize("on_existing", ["replace", "append", "skip"])
+def test_a_forced_save_hears_what_else_of_the_tissue_is_excluded_now(
+    tmp_path: Path, on_existing: OnExisting
+) -> None:
+    place = make_project(tmp_path / "place", 1)
+    assert qpnuclei.run(place / "project", OPTIONS).failures == []  # a part is analysed
+    pen = NewAnnotation(shapely.box(60, 180, 250, 250), nucleus_id(b"marker pen"), "pen", IGNORED)
+    (image,) = open_project(place / "project").images
+    image.write(Edit(annotations=[pen]), image.read().fingerprint)
+    options = replace(
+        OPTIONS,
+        selection=Selection(tissue=True),
+        on_existing=on_existing,
+        run_dir=tmp_path / "run",
+    )
+    qpnuclei.infer(qpnuclei.plan(place / "project", options), device="cpu")
+    shrunk = replace(pen, geometry=shapely.box(60, 180, 240, 250))
+    beside = NewAnnotation(shapely.box(142, 100, 148, 120), uuid.UUID(int=10), "fold", IGNORED)
+    mine = replace(beside, path_class=None)
+    for number, (now, is_refused) in enumerate(
+        [([pen, mine], False), ([pen, beside], True), ([shrunk], True), ([], True)]
+    ):
+        copy = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{number}"))
+        (image,) = open_project(copy / "place" / "project").images
+        image.write(Edit(remove=frozenset([pen.id])), image.read().fingerprint)
+        image.write(Edit(annotations=now), image.read().fingerprint)
+        summary = qpnuclei.commit(copy / "run", copy / "place" / "project", force=True)
+        reasons = [failure.error.what for failure in summary.failures]
+        assert len(reasons) == is_refused, number
+        assert all("what is excluded from the tissue changed" in reason for reason in reasons)
 
 
 def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: Path) -> None:

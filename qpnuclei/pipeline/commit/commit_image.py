@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from qpnuclei.choices import NUCLEUS_CLASS
+from qpnuclei.choices import NUCLEUS_CLASS, OnExisting
 from qpnuclei.errors import SaveError, number_of
 from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
@@ -17,7 +17,12 @@ from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.plausibility import Doubts
 from qpnuclei.pipeline.inference.shards import About, ImageNuclei
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.planning.image_plan import ImagePlan, earlier_nuclei, ids_of_detections
+from qpnuclei.pipeline.planning.image_plan import (
+    ImagePlan,
+    area_to_clear,
+    earlier_nuclei,
+    ids_of_detections,
+)
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.positivity import grades_of
@@ -54,7 +59,7 @@ def commit_image(
     """
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     objects = entry.read()
-    of_image = _image_plan(entry, objects, image, layout)
+    of_image = _image_plan(entry, objects, image, layout, options.on_existing)
     about = found.about
     nuclei = new_nuclei(of_image, found, options, Doubts.of(about.checks))
 
@@ -128,7 +133,8 @@ def _finish_interrupted_commit(
     about = found.about
     # Now the project holds them all: only what is stored tells which of them are of earlier runs.
     saved = entry.read()
-    of_image = replace(_image_plan(entry, saved, image, layout), taken=frozenset())
+    of_image = _image_plan(entry, saved, image, layout, options.on_existing)
+    of_image = replace(of_image, taken=frozenset())
     nuclei = new_nuclei(of_image, found, options, Doubts.of(about.checks), stored)
     # Only that tells, too, how many they replaced.
     written = Written(0 if stored is None else stored.result.replaced, nuclei, of_image)
@@ -149,7 +155,7 @@ def _write_missing_copies(
 ) -> StoredResult:
     """Write the requested copies of nuclei that are in the project; return the new state."""
     layout = layout_of(image, spec, options)
-    plan = _image_plan(entry, entry.read(), image, layout)
+    plan = _image_plan(entry, entry.read(), image, layout, options.on_existing)
     found = ImageNuclei(folder.shard(image, layout.name), layout.key)
     write_copies(project, plan, new_nuclei(plan, found, options, stored=stored), options)
     copies = dict.fromkeys([*stored.copies, *paths_of_copies(entry, options)])
@@ -168,7 +174,8 @@ def _count_again(
 ) -> StoredResult:
     """Count the nuclei that the project has now; return the new state."""
     objects = entry.read()
-    plan = _image_plan(entry, objects, image, layout_of(image, spec, options))
+    layout = layout_of(image, spec, options)
+    plan = _image_plan(entry, objects, image, layout, options.on_existing)
     stored = replace(stored, result=replace(stored.result, **_counted(plan, objects)))
     _store(stored, folder, image)
     return stored
@@ -307,13 +314,18 @@ def _result(
 
 
 def _image_plan(
-    entry: ImageEntry, objects: ImageObjects, image: PlannedImage, layout: Layout
+    entry: ImageEntry,
+    objects: ImageObjects,
+    image: PlannedImage,
+    layout: Layout,
+    on_existing: OnExisting,
 ) -> ImagePlan:
     """Return the plan of an image with the present objects of the project."""
     regions = image.areas()
     left_out = image.area_left_out()
     outdated = [a for a in objects.annotations if a.id in image.outdated]
-    existing, left_behind = earlier_nuclei(regions, left_out, outdated, objects.detections)
+    to_clear = area_to_clear(left_out, on_existing)
+    existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)
     return ImagePlan(
         entry=entry,
         model=image.model,

@@ -13,13 +13,13 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import (
     ImagePlan,
     NothingToDo,
+    area_to_clear,
     earlier_nuclei,
     ids_of_detections,
     not_analysed,
 )
 from qpnuclei.pipeline.selection import (
     Locked,
-    Selection,
     ours_within,
     select_regions,
     without_excluded,
@@ -58,7 +58,8 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
         regions = [Region(tissue, plan.regions[0].geometry)]
     tissues = [a for a in objects.annotations if a.id in outdated]
-    existing, left_behind = earlier_nuclei(regions, plan.left_out, tissues, objects.detections)
+    to_clear = area_to_clear(plan.left_out, options.on_existing)
+    existing, left_behind = earlier_nuclei(regions, to_clear, tissues, objects.detections)
     if options.on_existing in ("skip", "error"):
         # A skipping run may analyse only a part of an annotation, beside nuclei of earlier runs.
         parts = [Region(None, region.geometry) for region in regions]
@@ -70,7 +71,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
             raise ConflictError(f"qpnuclei wrote detections into {name} since it was planned")
     record = Record.of(objects.properties, f"image {plan.entry.name}")
     if options.selection.tissue:
-        _check_tissue(plan, options.selection, objects)
+        _check_tissue(plan, options, objects, record)
     else:
         _check_chosen(plan, regions, options, objects, record)
     return dataclasses.replace(
@@ -132,7 +133,9 @@ def _check_chosen(
         raise ConflictError(_EXCLUDED.format("the chosen annotations"))
 
 
-def _check_tissue(plan: ImagePlan, selection: Selection, objects: ImageObjects) -> None:
+def _check_tissue(
+    plan: ImagePlan, options: RunOptions, objects: ImageObjects, record: Record
+) -> None:
     """Check that the same parts of the tissue are excluded as when it was planned.
 
     Raises
@@ -142,7 +145,12 @@ def _check_tissue(plan: ImagePlan, selection: Selection, objects: ImageObjects) 
     """
     planned = union(region.geometry for region in plan.regions)
     tissue = Region(None, polygonal(union([planned, plan.left_out])))
-    now, _ = without_excluded([tissue], selection, objects.annotations)
+    now, _ = without_excluded([tissue], options.selection, objects.annotations)
+    if options.on_existing == "skip":
+        try:
+            now = not_analysed(now, record, objects.detections, plan.entry)
+        except NothingToDo:
+            now = []
     if not _is_same_area(union(region.geometry for region in now), planned):
         raise ConflictError(_EXCLUDED.format("the tissue"))
 

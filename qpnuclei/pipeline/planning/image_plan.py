@@ -86,9 +86,9 @@ class ImagePlan:
     locked : Locked
         Those of `existing` and `left_behind` that stay, because a user has locked them.
     left_out : shapely geometry
-        The excluded part of the chosen area, level-0 px; empty if earlier nuclei stay there.
+        The excluded part of the chosen area, level-0 px.
     left_behind : frozenset of UUID
-        Detections that qpnuclei wrote before, in `left_out` or in `outdated` tissue.
+        Detections that qpnuclei wrote before, in `area_to_clear` or in `outdated` tissue.
     """
 
     entry: ImageEntry
@@ -242,15 +242,14 @@ def plan_image(
     else:
         chosen = select_regions(options.selection, objects.annotations, slide.width, slide.height)
     regions, left_out = without_excluded(chosen, options.selection, objects.annotations)
-    if options.on_existing != "replace":
-        left_out = NO_AREA
-    if options.selection.tissue and options.tissue_annotation and (regions or left_out.area > 0):
+    to_clear = area_to_clear(left_out, options.on_existing)
+    if options.selection.tissue and options.tissue_annotation and (regions or to_clear.area > 0):
         outdated = our_tissue(objects.annotations, record)
         if regions:
             regions, tissue = _annotated(regions[0], outdated, objects, entry)
-    existing, left_behind = earlier_nuclei(regions, left_out, outdated, objects.detections)
+    existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)
     locked = Locked.of(objects.detections, [*existing, left_behind])
-    removes = bool(outdated or left_behind - locked.ids) or record.has_analysed(left_out)
+    removes = bool(outdated or left_behind - locked.ids) or record.has_analysed(to_clear)
     if not (regions or removes):
         raise NothingToDo(_why_nothing(bool(chosen), is_tissue=options.selection.tissue))
     if options.on_existing == "error" and (any(existing) or left_behind):
@@ -311,9 +310,14 @@ def plan_image(
     return plan
 
 
+def area_to_clear(left_out: shapely.Geometry, on_existing: OnExisting) -> shapely.Geometry:
+    """Return the excluded area from which a run removes the nuclei of earlier runs."""
+    return left_out if on_existing == "replace" else NO_AREA
+
+
 def earlier_nuclei(
     regions: Sequence[Region],
-    left_out: shapely.Geometry,
+    to_clear: shapely.Geometry,
     outdated: Sequence[Annotation],
     detections: Detections,
 ) -> tuple[list[frozenset[UUID]], frozenset[UUID]]:
@@ -322,9 +326,9 @@ def earlier_nuclei(
     Returns
     -------
     (list of frozenset of UUID, frozenset of UUID)
-        Those in each region; and those in the area that is left out or in outdated tissue.
+        Those in each region; and those in `area_to_clear` or in outdated tissue.
     """
-    behind = [Region(None, left_out), *map(Region.of, outdated)]
+    behind = [Region(None, to_clear), *map(Region.of, outdated)]
     found = ours_within([*regions, *behind], detections)
     return found[: len(regions)], frozenset[UUID]().union(*found[len(regions) :])
 

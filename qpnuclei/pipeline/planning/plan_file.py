@@ -57,8 +57,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     outdated : tuple of UUID
         Annotations that the run removes.
     left_out : str
-        The excluded area from which it removes earlier nuclei, as WKB in hexadecimal digits; empty
-        if there is none.
+        The excluded part of the chosen area, as WKB in hexadecimal digits; empty if there is none.
     units : tuple of str
         Names of the units.
     """

@@ -31,7 +31,6 @@ from qpnuclei.pipeline.selection import (
     select_regions,
     without_excluded,
 )
-from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Annotation, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
@@ -77,7 +76,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
         regions,
         existing,
         tiles,
-        left_out=left_out if options.on_existing == "replace" else NO_AREA,
+        left_out=left_out,
     )
 
 
@@ -388,13 +387,18 @@ def test_force_allows_new_annotations_that_change_nothing_of_the_selection(
     assert written_into(image) == ["nested", "nested"]
 
 
+@pytest.mark.parametrize("on_existing", ["replace", "append", "skip"])
 @pytest.mark.parametrize("is_annotated", [True, False])
 def test_force_refuses_when_other_parts_of_the_tissue_are_excluded(
-    project: NativeProject, tmp_path: Path, is_annotated: bool
+    project: NativeProject, tmp_path: Path, is_annotated: bool, on_existing: OnExisting
 ) -> None:
     image = project.images[0]
     options = replace(
-        OPTIONS, selection=Selection(tissue=True), force=True, tissue_annotation=is_annotated
+        OPTIONS,
+        selection=Selection(tissue=True),
+        force=True,
+        tissue_annotation=is_annotated,
+        on_existing=on_existing,
     )
     own_id = nucleus_id(b"the tissue")
     tissue = Annotation(9, own_id, None, "Tissue", "GeometryROI", shapely.box(0, 0, 300, 380))
