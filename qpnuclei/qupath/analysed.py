@@ -354,7 +354,7 @@ class Record:
         """Return whether the runs after a turn covered a geometry."""
         later = [area for area in self._meeting(geometry) if area.turn > after]
         rest = shapely.difference(geometry, union(valid_area(area.geometry) for area in later))
-        return bool(rest.area <= ROUNDING_PX * geometry.length)
+        return bool(without_slivers(rest).is_empty)
 
     def _meeting(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
         """Return the areas that meet a geometry."""

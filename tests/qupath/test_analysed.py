@@ -470,3 +470,15 @@ def test_areas_of_versions_without_their_own_pixel_size_have_that_of_the_last_ru
         area.pop("um", None)
     old = Record.of({PROPERTY: json.dumps(content)})
     assert [area.mpps for area in old.areas] == [((0.25, 0.25),)] * 2
+
+
+def test_a_part_that_is_new_is_seen_however_long_the_outline() -> None:
+    comb = shapely.union_all([shapely.box(8 * i, 0, 8 * i + 4, 5_000) for i in range(60)])
+    new = shapely.box(200, 5_000, 204, 5_040)
+    larger = annotation(shapely.union(comb, new), 2)
+    record = after(annotation(comb))
+    assert record.status(larger) is Status.NOT_ANALYSED
+    assert record.part_not_analysed(Region.of(larger)).geometry.equals(new)
+    # What only rounding adds along the same outline is nothing new.
+    rounded = annotation(shapely.affinity.translate(comb, 0.0004, 0.0004), 3)
+    assert record.status(rounded) is Status.ANALYSED
