@@ -84,6 +84,9 @@ def join_bash_words(environ: MutableMapping[str, str] = os.environ) -> None:
 
     bash completes ``Tumor: P`` after the colon, as a word of its own. Typer would take it for
     another argument. Nothing happens unless bash asks for candidates.
+
+    bash does not tell Typer's script whether blanks stood between the words. A word that begins
+    like a long option is taken for one: ``--exclude= --roi`` are two words.
     """
     if environ.get(_SHELL) != "complete_bash":
         return
@@ -93,7 +96,7 @@ def join_bash_words(environ: MutableMapping[str, str] = os.environ) -> None:
     is_open = False
     for index, word in enumerate(words):
         is_separator = bool(re.fullmatch("[:=]+", word))
-        if joined and (is_open or is_separator):
+        if joined and (is_separator or (is_open and not word.startswith("--"))):
             if index == number:
                 kept = joined[-1] + (word if is_separator else "")
             joined[-1] += word

@@ -138,6 +138,8 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
         ("--roi 'Tumor: P", "Tumor: Positive"),
         ("--roi=Imm", "Immune cells"),
         ("--roi=Tumor:", "Tumor: Positive"),
+        ("--exclude= --roi Imm", "Immune cells"),
+        ("--roi Tumor: --exclude Imm", "Immune cells"),
         ("--exclude Ig", "Ignore*"),
         ("--exclude x", "x*"),
         *(
@@ -214,6 +216,9 @@ def test_other_shells_get_only_names_that_need_no_quotes() -> None:
         (["q", "--roi", "Tumor", ":", "P"], 4, ["q", "--roi", "Tumor:P"], 2, "Tumor:"),
         (["q", "--roi", "=", "a", ":", "b", "x"], 5, ["q", "--roi=a:b", "x"], 1, "--roi=a:"),
         (["q", "a", "::", "b", "--roi", "I"], 5, ["q", "a::b", "--roi", "I"], 3, ""),
+        (["q", "-o", "=", "--class", "I"], 4, ["q", "-o=", "--class", "I"], 3, ""),
+        (["q", "--roi", "a", ":", "--roi", "="], 5, ["q", "--roi", "a:", "--roi="], 3, "--roi="),
+        (["q", "--roi", "=", "-"], 3, ["q", "--roi=-"], 1, "--roi="),
     ],
 )
 def test_words_that_bash_splits_are_joined(
