@@ -24,6 +24,7 @@ import static qupath.lib.scripting.QP.*
 import java.nio.file.Files
 import java.nio.file.Path
 import java.math.MathContext
+import java.math.RoundingMode
 import org.apache.commons.math3.stat.StatUtils
 import org.locationtech.jts.algorithm.distance.DiscreteHausdorffDistance
 import org.locationtech.jts.geom.Coordinate
@@ -222,7 +223,7 @@ String noteOfSizes(String id, Geometry geometry, record, List mpp) {
     def areas = withNucleiIn(id, geometry, record) { it.mpps.any(isOther) }
     def sizes = areas.collectMany { it.mpps }.findAll(isOther).unique()
     def text = { size ->
-        def (x, y) = size.collect { new BigDecimal(it).round(new MathContext(4)).stripTrailingZeros().toPlainString() }
+        def (x, y) = size.collect { new BigDecimal(it).round(new MathContext(4, RoundingMode.HALF_EVEN)).stripTrailingZeros().toPlainString() }
         return x == y ? x : "$x x $y"
     }
     return sizes ? "analysed at ${sizes.collect(text).join(" and ")} µm/px, counted at ${text(mpp)}: run again" : ""
