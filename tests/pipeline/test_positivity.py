@@ -203,7 +203,7 @@ def methods_of(project: NativeProject, tmp_path: Path) -> str:
     [
         ({"positive_thresholds": DARK}, BROWN),
         ({"positive_thresholds": PALE}, 0),
-        ({"positive_thresholds": ()}, 0),
+        ({"positive_thresholds": ()}, 25),
         ({"class_name": "Cell"}, 25),
         ({"class_name": "Cell", "positive_thresholds": ()}, 25),
     ],
@@ -229,6 +229,22 @@ def test_nuclei_found_again_keep_their_class_and_the_run_says_so(
     # One that replaces them gives what its options say.
     assert notes_of(stained, replace(second, on_existing="replace")) == []
     assert "do not hold" not in methods_of(stained, tmp_path)
+
+
+def test_nuclei_beside_those_of_a_run_keep_their_class_and_the_run_says_so(
+    stained: NativeProject,
+) -> None:
+    (image,) = stained.images
+    first = replace(OPTIONS, class_name="Cell", positive_thresholds=())
+    assert notes_of(stained, first) == []
+    # None is found again: all are too small for the later run.
+    found = image.read().detections
+    later = replace(first, class_name="Nucleus", on_existing="append", min_area_um2=1000)
+    assert notes_of(stained, later) == [
+        "25 nuclei of earlier runs keep another class than this run gives; --on-existing "
+        "replace replaces those that are not locked"
+    ]
+    assert image.read().detections.class_names == found.class_names == ["Cell"] * 25
 
 
 def test_a_locked_nucleus_keeps_its_class_and_the_run_says_so(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from qpnuclei.choices import NUCLEUS_CLASS, OnExisting
+from qpnuclei.choices import OnExisting
 from qpnuclei.errors import SaveError, number_of
 from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
@@ -250,7 +250,10 @@ def _notes(
             f"{count} of earlier runs found again: --on-existing {options.on_existing} leaves them "
             "as they are, and makes no new cells of them; --on-existing replace does"
         )
-    others = _with_other_classes(saved.detections, nuclei.again | plan.locked.ids, options)
+    kept = nuclei.again | plan.locked.ids
+    if options.on_existing == "append":
+        kept = kept.union(*plan.existing)
+    others = _with_other_classes(saved.detections, kept, options)
     if others:
         count = number_of(others, "nucleus")
         verb = "keeps" if others == 1 else "keep"
@@ -263,11 +266,11 @@ def _notes(
 
 
 def _with_other_classes(detections: Detections, kept: frozenset[UUID], options: RunOptions) -> int:
-    """Count the detections that stay and to which the given options would give other classes."""
-    base, thresholds = options.class_name, options.positive_thresholds
-    if not kept or (base == NUCLEUS_CLASS and not thresholds):
+    """Count the detections that stay and to which the options would give other classes."""
+    if not kept:
         return 0
-    grades = grades_of(detections, thresholds)
+    base = options.class_name
+    grades = grades_of(detections, options.positive_thresholds)
     return sum(
         own_id in kept and name != (f"{base}: {grade}" if grade else base)
         for own_id, name, grade in zip(
