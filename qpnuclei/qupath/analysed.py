@@ -427,6 +427,10 @@ class Record:
             mpp, self._with_nuclei_in(region.geometry, lambda area: bool(_unlike(mpp, [area])), own)
         )
 
+    def has_other_mpps(self, mpp: Mpp) -> bool:
+        """Return whether an area has a pixel size unlike `mpp`, maybe of nuclei replaced since."""
+        return bool(_unlike(mpp, self.areas))
+
     def image_other_mpps(self, mpp: Mpp) -> tuple[Mpp, ...]:
         """Return the pixel sizes unlike `mpp` at which runs found the nuclei now in the image."""
         return _unlike(

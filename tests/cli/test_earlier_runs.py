@@ -434,6 +434,26 @@ def test_a_run_at_another_pixel_size_makes_earlier_counts_doubtful(
     assert note not in str(one(qpnuclei, project, "A3")["check"])
 
 
+def test_a_plan_works_out_the_record_after_it_only_for_a_warning_that_may_apply(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    with_run = Record.with_run
+    calls = []
+
+    def count(*given: Any, **options: Any) -> Record:
+        calls.append(given)
+        return with_run(*given, **options)
+
+    monkeypatch.setattr(Record, "with_run", count)
+    plan = ("run", project, *TUMOR, *RUN, "--on-existing", "append", "--dry-run")
+    assert qpnuclei(*plan).exit_code == 0
+    assert not calls
+    assert qpnuclei(*plan, "--mpp", "0.5").exit_code == 0
+    assert calls
+    assert "were found at 0.25 µm/px, and this run uses 0.5" in caplog.text
+
+
 def test_a_pixel_size_that_is_given_only_to_export_makes_counts_doubtful(
     qpnuclei: Call, project: Path
 ) -> None:

@@ -304,7 +304,9 @@ def plan_image(
         left_out=left_out,
         left_behind=left_behind,
     )
-    if options.on_existing != "skip":
+    # What a run adds to the record has its own pixel size; with very many annotations, finding out
+    # what it leaves takes long.
+    if options.on_existing != "skip" and record.has_other_mpps(mpp):
         after = plan.record_after(options.on_existing)
         _warn_of_other_mpps(entry, objects.annotations, after, mpp)
     return plan
