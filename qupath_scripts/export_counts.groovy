@@ -185,7 +185,8 @@ Map recordOf(Map content) {
     def areas = content.areas.collect { area ->
         def geometry = valid(multiPolygon(area.coordinates))
         def analysed = area.excluded ? without(geometry, valid(multiPolygon(area.excluded))) : geometry
-        return [id: area.id, check: area.check ?: "", turn: (area.turn ?: 0) as int, mpps: area.um ?: [used.um], geometry: geometry, analysed: analysed]
+        return [id: area.id, check: area.check ?: "", turn: (area.turn ?: 0) as int, mpps: area.um ?: [used.um],
+                keepsEarlier: area["keeps earlier"] ?: false, geometry: geometry, analysed: analysed]
     }
     def union = unionOf(areas.collect { it.analysed })
     def isPart = content.areas.any { it.excluded }
@@ -233,15 +234,22 @@ String noteOfSizes(String id, Geometry geometry, record, List mpp) {
 List withNucleiIn(String id, Geometry geometry, record, Closure isWanted) {
     def near = record.areas.findAll { it.geometry.intersects(geometry) }
     def own = record.areas.findAll { it.id == id } ?: record.areas.findAll { isSame(it.geometry, geometry) }
-    // Each run has replaced the nuclei of those before. Of one run, what it says of the annotation itself is exact.
-    def levels = near.groupBy { [it.turn, it in own ? 1 : 0] }
+    // Each run has replaced the nuclei of those before, unless it kept them. Of one run, what it says of the
+    // annotation itself is exact.
+    def runs = near.groupBy { it.turn }
     def found = []
     def rest = geometry
-    for (level in levels.keySet().sort { a, b -> b[0] <=> a[0] ?: b[1] <=> a[1] }) {
-        found += levels[level].findAll {
-            isWanted(it) && both(it.geometry, rest).getArea() > Math.min(rounding(it.geometry), rounding(geometry))
+    for (turn in runs.keySet().sort().reverse()) {
+        def ofRun = rest
+        for (level in runs[turn].split { it in own }) {
+            found += level.findAll {
+                isWanted(it) && both(it.analysed, ofRun).getArea() > Math.min(rounding(it.analysed), rounding(geometry))
+            }
+            ofRun = without(ofRun, unionOf(level.collect { it.geometry }))
+            if (ofRun.getArea() <= rounding(geometry))
+                break
         }
-        rest = without(rest, unionOf(levels[level].collect { it.geometry }))
+        rest = without(rest, unionOf(runs[turn].findAll { !it.keepsEarlier }.collect { it.geometry }))
         if (rest.getArea() <= rounding(geometry))
             break
     }

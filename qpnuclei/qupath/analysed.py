@@ -182,7 +182,7 @@ class Record:
         if keeps_nuclei:
             if keeps_doubts:
                 check = together([check, self.image_doubts])
-                new = tuple(map(self._with_earlier, new))
+                new = self._with_earlier(new)
             return Record(tuple(self._beside(new, marker)), used, check, marker, earlier)
         replaced = removed | {area.id for area in new if area.id is not None}
         run = Record(new)
@@ -206,20 +206,42 @@ class Record:
         """Yield the areas after a run that removed no nuclei: what was analysed stays so."""
         run = Record(tuple(new))
         for area in self._of_earlier_runs():
-            if not run._with_outline(area.geometry):
+            again = run._with_outline(area.geometry)
+            if not any(_takes_the_place_of(one, area) for one in again):
                 yield area
         for area in new:
             earlier = dict.fromkeys(self._runs_in(valid_area(area.geometry)))
             runs = (*earlier, marker) if earlier else ()
-            yield replace(area, excluded=self._not_analysed_of(area.excluded), runs=runs)
+            # Beside the areas of earlier runs, this one says where its own run has looked.
+            excluded = area.excluded if area.keeps_earlier else self._not_analysed_of(area.excluded)
+            yield replace(area, excluded=excluded, runs=runs)
 
-    def _with_earlier(self, area: AnalysedArea) -> AnalysedArea:
-        """Return a new area with what is known of the nuclei of earlier runs that stay in it."""
+    def _with_earlier(self, new: Sequence[AnalysedArea]) -> tuple[AnalysedArea, ...]:
+        """Return new areas with what is known of the nuclei of earlier runs that stay in them.
+
+        If pixel sizes or doubts hold only in a part of an area, they are left to the earlier areas,
+        and no area of the run hides those.
+        """
+        joined = tuple(map(self._joined, new))
+        if None in joined:
+            return tuple(replace(area, keeps_earlier=True) for area in new)
+        return tuple(area for area in joined if area is not None)
+
+    def _joined(self, area: AnalysedArea) -> AnalysedArea | None:
+        """Return a new area with what is known of all of it; None if that holds only in parts."""
         geometry = valid_area(area.geometry)
-        check = together([area.check, self._doubts_in(geometry)])
-        others = self._with_nuclei_in(geometry, lambda earlier: earlier.mpps != area.mpps)
-        mpps = dict.fromkeys(mpp for earlier in others for mpp in earlier.mpps)
-        return replace(area, check=check, mpps=tuple(mpps | dict.fromkeys(area.mpps)))
+        told = (area.check, area.mpps)
+        others = self._with_nuclei_in(geometry, lambda one: (one.check, one.mpps) != told)
+        if next(others, None) is None:
+            return area
+        earlier = list(self._with_nuclei_in(geometry, lambda _: True))
+        if not all(
+            one.excluded.is_empty and _same(one.geometry, area.geometry) for one in [area, *earlier]
+        ):
+            return None
+        check = together([area.check, *(one.check for one in earlier)])
+        mpps = dict.fromkeys(mpp for one in [*earlier, area] for mpp in one.mpps)
+        return replace(area, check=check, mpps=tuple(mpps))
 
     def _not_analysed_of(self, geometry: shapely.Geometry) -> shapely.MultiPolygon:
         """Return the part of an area that no run has analysed, without slivers from rounding."""
@@ -265,7 +287,7 @@ class Record:
             part = polygonal(shapely.intersection(valid, geometry))
             is_part = part.area > min(_rounding(valid), _rounding(geometry))
             # Later runs have replaced the nuclei of a covered part, or name the run themselves.
-            if is_part and not self._covers(part, area.turn):
+            if is_part and not self._replaces(part, area.turn):
                 yield from self._runs_of(area)
 
     def has_run(self, marker: str) -> bool:
@@ -275,7 +297,7 @@ class Record:
         A run that excluded everything has no area: it is known while it is the last one.
         """
         return self.run == marker or any(
-            marker in area.runs and not self._covers(area.analysed, area.turn)
+            marker in area.runs and not self._replaces(area.analysed, area.turn)
             for area in self.areas
         )
 
@@ -352,9 +374,12 @@ class Record:
 
     def _covers(self, geometry: shapely.Geometry, after: int) -> bool:
         """Return whether the runs after a turn covered a geometry."""
+        return _cover([area for area in self._meeting(geometry) if area.turn > after], geometry)
+
+    def _replaces(self, geometry: shapely.Geometry, after: int) -> bool:
+        """Return whether the runs after a turn describe all nuclei in a geometry."""
         later = [area for area in self._meeting(geometry) if area.turn > after]
-        rest = shapely.difference(geometry, union(valid_area(area.geometry) for area in later))
-        return bool(without_slivers(rest).is_empty)
+        return _cover([area for area in later if not area.keeps_earlier], geometry)
 
     def _meeting(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
         """Return the areas that meet a geometry."""
@@ -438,7 +463,7 @@ class Record:
             (
                 area
                 for area in self.areas
-                if _unlike(mpp, [area]) and not self._covers(area.analysed, area.turn)
+                if _unlike(mpp, [area]) and not self._replaces(area.analysed, area.turn)
             ),
         )
 
@@ -449,7 +474,7 @@ class Record:
         doubts = (
             area.image_check or area.check
             for area in self._of_earlier_runs()
-            if (area.image_check or area.check) and not self._covers(area.analysed, area.turn)
+            if (area.image_check or area.check) and not self._replaces(area.analysed, area.turn)
         )
         return together([self.check, *doubts])
 
@@ -466,25 +491,50 @@ class Record:
     ) -> Iterator[AnalysedArea]:
         """Yield the wanted areas of those whose nuclei are in a geometry, the latest first.
 
-        Each run has replaced the nuclei of those before it. Of one run, `own` are more exact than
-        the areas around them.
+        Each run has replaced the nuclei of those before it, unless it kept them. Of one run, `own`
+        are more exact than the areas around them.
         """
         near = self._meeting(geometry)
         if not any(map(is_wanted, near)):
             return
-        levels: dict[tuple[int, bool], list[AnalysedArea]] = {}
+        runs: dict[int, list[AnalysedArea]] = {}
         for area in near:
-            levels.setdefault((area.turn, any(area is one for one in own)), []).append(area)
+            runs.setdefault(area.turn, []).append(area)
+        rounding = _rounding(geometry)
         rest = geometry
-        for level in sorted(levels, reverse=True):
-            areas = [valid_area(area.geometry) for area in levels[level]]
-            for area, valid in zip(levels[level], areas, strict=True):
-                overlap = shapely.intersection(valid, rest).area
-                if is_wanted(area) and overlap > min(_rounding(valid), _rounding(geometry)):
-                    yield area
-            rest = shapely.difference(rest, union(areas))
-            if rest.area <= _rounding(geometry):
+        for turn in sorted(runs, reverse=True):
+            of_run = rest
+            for is_own in (True, False):
+                level = [a for a in runs[turn] if any(a is one for one in own) == is_own]
+                for area in filter(is_wanted, level):
+                    analysed = area.analysed
+                    overlap = shapely.intersection(analysed, of_run).area
+                    if overlap > min(_rounding(analysed), rounding):
+                        yield area
+                of_run = shapely.difference(of_run, union(valid_area(a.geometry) for a in level))
+                if of_run.area <= rounding:
+                    break
+            if any(area.keeps_earlier for area in runs[turn]):
+                full = [area for area in runs[turn] if not area.keeps_earlier]
+                rest = shapely.difference(rest, union(valid_area(a.geometry) for a in full))
+            else:
+                rest = of_run
+            if rest.area <= rounding:
                 break
+
+
+def _takes_the_place_of(new: AnalysedArea, earlier: AnalysedArea) -> bool:
+    """Tell whether a new area says all that an earlier one with the same outline says."""
+    if not new.keeps_earlier:
+        return True
+    told = [(area.check, area.mpps) for area in (new, earlier)]
+    return earlier.keeps_earlier and new.excluded.is_empty and told[0] == told[1]
+
+
+def _cover(areas: Iterable[AnalysedArea], geometry: shapely.Geometry) -> bool:
+    """Return whether areas cover a geometry, up to rounding."""
+    rest = shapely.difference(geometry, union(valid_area(area.geometry) for area in areas))
+    return bool(without_slivers(rest).is_empty)
 
 
 def _unlike(mpp: Mpp, areas: Iterable[AnalysedArea]) -> tuple[Mpp, ...]:

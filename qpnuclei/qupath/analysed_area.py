@@ -45,6 +45,9 @@ class AnalysedArea:
     mpps : tuple of (float, float)
         The pixel sizes of these runs, µm per level-0 px in x and y. Of a record whose versions did
         not store them, that of the last run of the image.
+    keeps_earlier : bool
+        Whether the run left nuclei of earlier runs in the area that the record describes elsewhere:
+        in the areas of those runs. Otherwise the area describes all nuclei in it.
     """
 
     id: UUID | None
@@ -55,6 +58,7 @@ class AnalysedArea:
     image_check: str = ""
     runs: tuple[str, ...] = ()
     mpps: tuple[Mpp, ...] = ()
+    keeps_earlier: bool = False
 
     @property
     def analysed(self) -> shapely.Geometry:
@@ -84,6 +88,7 @@ class AnalysedArea:
             str(content.get("image check", "")),
             tuple(map(str, content.get("runs", ()))),
             mpps,
+            bool(content.get("keeps earlier", False)),
         )
 
     def to_json(self, usual: Mpp | None) -> dict[str, Any]:
@@ -104,6 +109,7 @@ class AnalysedArea:
             **({"image check": self.image_check} if self.image_check else {}),
             **({"runs": self.runs} if self.runs else {}),
             **({} if self.mpps in ((), (usual,)) else {"um": self.mpps}),
+            **({"keeps earlier": True} if self.keeps_earlier else {}),
         }
 
 

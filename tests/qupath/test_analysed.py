@@ -6,10 +6,12 @@ import json
 import logging
 import uuid
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.qupath.analysed import (
@@ -20,7 +22,8 @@ from qpnuclei.qupath.analysed import (
     overall,
     together,
 )
-from qpnuclei.qupath.analysed_area import AnalysedArea, multipolygon
+from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, multipolygon
+from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
 
@@ -457,6 +460,145 @@ def test_nuclei_that_are_added_to_others_have_both_pixel_sizes(keeps_doubts: boo
     # A run that replaces the nuclei leaves one.
     (area,) = read(added.with_run([Region.of(INSIDE)], USED)).areas
     assert area.mpps == ((0.25, 0.25),)
+
+
+def sizes_in(record: Record, chosen: Annotation, mpp: tuple[float, float]) -> set[float]:
+    return {x for x, _ in record.other_mpps(Region.of(chosen), mpp)}
+
+
+def test_nuclei_found_at_one_pixel_size_are_not_doubted_for_what_was_added_beside_them() -> None:
+    left, right = (
+        annotation(shapely.box(0, 0, 50, 90), 1),
+        annotation(shapely.box(60, 0, 99, 90), 3),
+    )
+    both = annotation(shapely.box(0, 0, 99, 99), 2)
+    record = Record().with_run([Region.of(left), Region.of(right)], USED, checks=["", ""])
+    record = record.with_run([Region.of(left)], COARSE, check="pale", checks=["pale"])
+    record = read(record.with_run([Region.of(both)], USED, keeps_nuclei=True))
+    for chosen, sizes, doubt in ((left, {0.5}, "pale"), (right, set(), ""), (both, {0.5}, "pale")):
+        assert sizes_in(record, chosen, USED.mpp) == sizes
+        assert record.doubts(chosen) == doubt
+    # Replaced there, nothing is left of it.
+    record = read(record.with_run([Region.of(left)], USED))
+    assert not sizes_in(record, both, USED.mpp)
+    assert (record.doubts(both), record.image_other_mpps(USED.mpp)) == ("", ())
+
+
+def test_what_a_run_skips_does_not_get_its_pixel_size() -> None:
+    first, second = annotation(shapely.box(0, 0, 50, 90)), annotation(shapely.box(40, 0, 99, 90), 2)
+    record = Record().with_run([Region.of(first)], USED)
+    rest = record.part_not_analysed(Region.of(second))
+    record = read(record.with_run([rest], COARSE, keeps_nuclei=True))
+    assert not sizes_in(record, first, USED.mpp)
+    assert sizes_in(record, second, USED.mpp) == {0.5}
+    assert record.part_not_analysed(Region.of(second)).geometry.is_empty
+    assert record.left_out.is_empty
+
+
+def test_the_record_does_not_grow_with_each_run_that_adds_the_same() -> None:
+    record = run(run(Record(), INSIDE, "old"), TISSUE, keeps_nuclei=True)
+    for _ in range(3):
+        record = run(record, TISSUE, keeps_nuclei=True)
+    assert [area.id for area in record.areas] == [INSIDE.id, TISSUE.id]
+    assert (record.doubts(INSIDE), record.doubts(TISSUE)) == ("old", "old")
+
+
+#: Side of a square of the grid below, px, and how many squares the grid has in a row.
+SQUARE, SQUARES = 10, 6
+
+Box = tuple[int, int, int, int]
+
+
+@st.composite
+def grid_boxes(draw: st.DrawFn) -> Box:
+    edges = st.lists(st.integers(0, SQUARES), min_size=2, max_size=2, unique=True).map(sorted)
+    (x0, x1), (y0, y1) = draw(edges), draw(edges)
+    return x0, y0, x1, y1
+
+
+def squares_of(bounds: Box) -> np.ndarray:
+    x0, y0, x1, y1 = bounds
+    squares = np.zeros((SQUARES, SQUARES), bool)
+    squares[y0:y1, x0:x1] = True
+    return squares
+
+
+def outline_of(bounds: Box) -> shapely.Polygon:
+    return shapely.box(*(SQUARE * edge for edge in bounds))
+
+
+MODES = st.sampled_from(["replace", "append", "skip"])
+SIZES = st.sampled_from([0.25, 0.3, 0.5])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(grid_boxes(), min_size=1, max_size=4), st.data())
+def test_sizes_and_doubts_are_those_of_the_nuclei_on_a_grid(boxes: list[Box], data: Any) -> None:
+    """Each square of the grid has nuclei of the runs in `held`; each run has its own doubt."""
+    drawn = [annotation(outline_of(bounds), k + 1) for k, bounds in enumerate(boxes)]
+    held = np.empty((SQUARES, SQUARES), object)
+    held[:] = [[frozenset()] * SQUARES] * SQUARES
+    record = Record()
+    sizes: list[float] = []
+    for turn in range(data.draw(st.integers(1, 5))):
+        mode, mpp = data.draw(MODES), data.draw(SIZES)
+        chosen = data.draw(st.lists(st.sampled_from(range(len(boxes))), min_size=1, unique=True))
+        out = data.draw(st.none() | grid_boxes())
+        out_squares = np.zeros((SQUARES, SQUARES), bool) if out is None else squares_of(out)
+        out_area = NO_AREA if out is None else outline_of(out)
+        regions = [
+            Region(drawn[k], polygonal(shapely.difference(drawn[k].geometry, out_area)))
+            for k in chosen
+        ]
+        left_out = NO_AREA
+        if mode == "replace":
+            of_all = shapely.union_all([drawn[k].geometry for k in chosen])
+            left_out = polygonal(shapely.intersection(of_all, out_area))
+        if mode == "skip":
+            regions = [record.part_not_analysed(region) for region in regions]
+        regions = [region for region in regions if not region.geometry.is_empty]
+        if not regions and left_out.is_empty:
+            continue
+        asked = [squares_of(boxes[k]) for k in chosen]
+        has_earlier = any(
+            held[squares].any() for squares in asked if (squares & ~out_squares).any()
+        )
+        doubt = f"run {turn}"
+        record = read(
+            record.with_run(
+                regions,
+                UsedMpp((mpp, mpp), "--mpp", None),
+                checks=[doubt] * len(regions),
+                marker=doubt,
+                left_out=left_out,
+                keeps_nuclei=mode != "replace",
+                keeps_doubts=mode == "skip" or has_earlier,
+            )
+        )
+        covered = np.any(asked, axis=0)
+        if mode == "replace":
+            held[covered] = frozenset()
+        new = covered & ~out_squares
+        if mode == "skip":
+            new &= ~held.astype(bool)
+        for at in np.argwhere(new).tolist():
+            held[tuple(at)] |= {turn}
+        sizes += [0] * (turn - len(sizes)) + [mpp]
+    if record.used is None:
+        return
+    used = record.used.mpp
+
+    def other_sizes(turns: set[int]) -> set[float]:
+        return {sizes[turn] for turn in turns} - {used[0]}
+
+    for each, bounds in zip(drawn, boxes, strict=True):
+        turns = set().union(*held[squares_of(bounds)])
+        assert sizes_in(record, each, used) == other_sizes(turns)
+        doubts = record.doubts(each)
+        assert set(filter(None, doubts.split("; "))) == {f"run {turn}" for turn in turns}
+    in_image = set().union(*held.ravel())
+    assert {x for x, _ in record.image_other_mpps(used)} == other_sizes(in_image)
+    assert {turn for turn in range(5) if record.has_run(f"run {turn}")} >= in_image
 
 
 def test_areas_of_versions_without_their_own_pixel_size_have_that_of_the_last_run() -> None:
