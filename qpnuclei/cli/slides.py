@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def run_slides(
     if given["dry_run"]:
         content, has_failures = _show_plan(inputs, asked, given, failed)
         return {**content, "unreadable": unread}, has_failures or bool(unread)
-    project = folder.project_of(inputs.slides, asked, failed)
+    with _locked(folder, given):
+        project = folder.project_of(inputs.slides, asked, failed)
     inputs.warn_of_kept_sizes(asked, project.images)
     changed = inputs.changed_pixel_sizes(asked)
     opened, entries, options = asked_for(project.path, given, mpp_by_image=changed)
@@ -89,6 +91,15 @@ def run_slides(
     print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
+
+
+def _locked(folder: ResultsFolder, given: dict[str, Any]) -> AbstractContextManager[None]:
+    """Hold the project of a folder, if it has one already."""
+    from qpnuclei.system.locks import locked
+
+    if not folder.is_made:
+        return nullcontext()
+    return locked(folder.path, wait=given["wait"], break_lock=given["break_lock"])
 
 
 def _say_not_analysed(inputs: SlideInputs) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import shapely
 from PIL import Image
 
 import qpnuclei as package
-from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.errors import LockedError, NotFoundError, UsageError
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
+from qpnuclei.system.locks import locked
 from tests.cli.conftest import Outcome, tree
 from tests.cli.test_one_bad_apple import annotate
 
@@ -482,3 +484,26 @@ def test_project_add_of_haematoxylin_and_dab(slides: Path, tmp_path: Path, qpnuc
     first, added = open_project(project).images
     assert (first.image_type, first.stains) == ("BRIGHTFIELD_H_E", DEFAULT_HE)
     assert (added.image_type, added.stains) == ("BRIGHTFIELD_H_DAB", DEFAULT_H_DAB)
+
+
+def test_a_run_of_slides_does_not_wait_for_others_if_told(qpnuclei: Call, tmp_path: Path) -> None:
+    paint(tmp_path / "a.png", (80, 80))
+    results = tmp_path / "results"
+    command = ("run", tmp_path / "a.png", "-o", results, "--mpp", "0.25", *RUN)
+    assert qpnuclei(*command).exit_code == 0
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(results):
+            is_held.set()
+            may_go.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    try:
+        assert is_held.wait(60)
+        assert isinstance(qpnuclei(*command, "--no-wait").error, LockedError)
+    finally:
+        may_go.set()
+        other.join()
+    assert qpnuclei(*command, "--no-wait").exit_code == 0
