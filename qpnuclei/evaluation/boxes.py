@@ -246,7 +246,7 @@ def read_boxes(
     if ours == total and not truth_classes:
         raise UsageError(
             f"{path}: all nuclei of class {classes[0]!r} in the boxes ({total}) are unchanged "
-            "detections of qpnuclei: a model would be compared with itself",
+            "detections of qpnuclei: there is nothing to learn from or compare with",
             "draw or correct nuclei in QuPath, or name the class of the right nuclei with "
             "--truth-class",
         )

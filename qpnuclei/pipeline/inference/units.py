@@ -350,6 +350,7 @@ def check_complete(
         )
     path = folder.shard(image, missing[0].name)
     raise FormatError(
-        f"missing: {len(missing)} of {number_of(len(layout.units), 'unit')}, the first is {path}",
+        f"image {image.name}: missing: {len(missing)} of {number_of(len(layout.units), 'unit')}, "
+        f"the first is {path}",
         "compute them with qpnuclei infer, or copy them from where they were computed",
     )
