@@ -238,7 +238,7 @@ def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int]
         def progress(image: str, done: int, tiles: int, nuclei: int) -> None:
             if image not in tasks:
                 tasks[image] = bar.add_task(in_one_line(image), total=tiles, note="")
-            note = f"tiles, up to {number_of(nuclei, 'nucleus')} in them"
+            note = f"tiles, up to {number_of(nuclei, 'nucleus')}"
             bar.update(tasks[image], completed=done, total=tiles, note=note)
 
         yield progress
@@ -285,7 +285,7 @@ class LinePerMinute:
         left = (now - start) / done * (tiles - done)
         rest = f", {in_words(left)} left" if done < tiles else ""
         found = number_of(nuclei, "nucleus")
-        line = f"{image}: {done} of {number_of(tiles, 'tile')}, up to {found} in them{rest}"
+        line = f"{image}: {done} of {number_of(tiles, 'tile')}, up to {found}{rest}"
         print_status(line)
 
 

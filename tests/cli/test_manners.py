@@ -256,14 +256,14 @@ def test_progress_in_a_log_file_is_a_line_a_minute(capsys: pytest.CaptureFixture
             seconds += 25.0
             progress(image, done, 10, 7 * done)
     assert capsys.readouterr().err.splitlines() == [
-        "one.svs: 3 of 10 tiles, up to 21 nuclei in them, about 3 min left",
-        "one.svs: 6 of 10 tiles, up to 42 nuclei in them, about 2 min left",
-        "one.svs: 9 of 10 tiles, up to 63 nuclei in them, about 1 min left",
-        "one.svs: 10 of 10 tiles, up to 70 nuclei in them",
-        "two\\nerror: feigned.svs: 3 of 10 tiles, up to 21 nuclei in them, about 3 min left",
-        "two\\nerror: feigned.svs: 6 of 10 tiles, up to 42 nuclei in them, about 2 min left",
-        "two\\nerror: feigned.svs: 9 of 10 tiles, up to 63 nuclei in them, about 1 min left",
-        "two\\nerror: feigned.svs: 10 of 10 tiles, up to 70 nuclei in them",
+        "one.svs: 3 of 10 tiles, up to 21 nuclei, about 3 min left",
+        "one.svs: 6 of 10 tiles, up to 42 nuclei, about 2 min left",
+        "one.svs: 9 of 10 tiles, up to 63 nuclei, about 1 min left",
+        "one.svs: 10 of 10 tiles, up to 70 nuclei",
+        "two\\nerror: feigned.svs: 3 of 10 tiles, up to 21 nuclei, about 3 min left",
+        "two\\nerror: feigned.svs: 6 of 10 tiles, up to 42 nuclei, about 2 min left",
+        "two\\nerror: feigned.svs: 9 of 10 tiles, up to 63 nuclei, about 1 min left",
+        "two\\nerror: feigned.svs: 10 of 10 tiles, up to 70 nuclei",
     ]
 
 
@@ -277,8 +277,8 @@ def test_the_time_left_is_right_if_two_images_are_computed_at_once(
             seconds += 60.0
             progress(image, done, 10, 0)
     assert capsys.readouterr().err.splitlines()[-2:] == [
-        "one.svs: 5 of 10 tiles, up to 0 nuclei in them, about 9 min left",
-        "two.svs: 5 of 10 tiles, up to 0 nuclei in them, about 9 min left",
+        "one.svs: 5 of 10 tiles, up to 0 nuclei, about 9 min left",
+        "two.svs: 5 of 10 tiles, up to 0 nuclei, about 9 min left",
     ]
 
 
