@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         ]
         for label, class_name, (area, earlier) in _shortened(rows):
             name = in_one_line(class_name or "–")
-            table.add_row(in_one_line(label), name, f"{area:.3f}", f"{earlier:.0f}")
+            table.add_row(in_one_line(label), name, _mm2(area), f"{earlier:.0f}")
         parts.append(table)
     return Group(*parts)
 
@@ -144,11 +145,18 @@ def summary_table(summary: RunSummary) -> Table:
                 in_one_line(image.name) if index == 0 else "",
                 in_one_line(name),
                 in_one_line(class_name or "–"),
-                f"{area:.3f}",
+                _mm2(area),
                 f"{nuclei:.0f}",
                 f"{density:.0f}",
             )
     return table
+
+
+def _mm2(area: float) -> str:
+    """Format an area in mm²: with three decimals, or more if it has fewer than two digits then."""
+    if math.isnan(area) or area == 0 or area >= 0.01:
+        return f"{area:.3f}"
+    return f"{Decimal(f'{area:.1e}'):f}"
 
 
 def print_account(summary: RunSummary) -> None:
@@ -304,7 +312,7 @@ def info_table(content: dict[str, Any]) -> Group:
             table.add_column(column, justify="right")
         for name in sorted({*image["annotations"], *image["detections"]}):
             row = image["annotations"].get(name, {"count": 0, "area_mm2": None})
-            area = "–" if row["area_mm2"] is None else f"{row['area_mm2']:.3f}"
+            area = "–" if row["area_mm2"] is None else _mm2(row["area_mm2"])
             count = image["detections"].get(name, 0)
             table.add_row(in_one_line(name or "unclassified"), str(row["count"]), area, str(count))
         parts.append(table if table.rows else Text("  no annotations, no detections"))

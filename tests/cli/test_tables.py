@@ -72,3 +72,19 @@ def test_what_is_doubtful_of_image_and_region_is_said_once() -> None:
     said = replace(image, check="few nuclei").doubts
     assert said == ("few nuclei", "a1: counted twice (1)", "a2: counted twice (2)")
     assert image.doubts == tuple(f"a{i}: {checks[i]}" for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("area", "shown"),
+    [
+        (1.2345, "1.234"),
+        (0.01, "0.010"),
+        (0.00537004, "0.0054"),
+        (0.000471239, "0.00047"),
+        (2e-7, "0.00000020"),
+        (0.0, "0.000"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_no_area_is_shown_as_none_at_all(area: float, shown: str) -> None:
+    assert tables._mm2(area) == shown
