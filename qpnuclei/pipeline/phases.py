@@ -21,12 +21,7 @@ from qpnuclei.errors import (
     number_of,
     standing_alone,
 )
-from qpnuclei.pipeline.commit.commit_image import (
-    commit_image,
-    complete_earlier_commit,
-    device_of,
-    stored_result,
-)
+from qpnuclei.pipeline.commit.commit_image import ImageCommit, stored_result
 from qpnuclei.pipeline.commit.copies import are_missing
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
@@ -200,34 +195,25 @@ def commit_run(
                 entry = entries.get(image.entry)
                 if entry is None:
                     raise _not_in_project(image, project)
-                spec = plan.spec(image)
+                commit = ImageCommit(project, entry, image, folder, plan.spec(image), options)
                 objects = entry.read()
                 record = Record.of(objects.properties)
                 if record.had_run(image.marker):
                     # Nuclei that a later run has replaced cannot be counted again.
-                    done = complete_earlier_commit(
-                        project,
-                        entry,
-                        image,
-                        folder,
-                        spec,
-                        options,
-                        objects.fingerprint,
-                        is_replaced=not record.has_run(image.marker),
-                    )
+                    is_replaced = not record.has_run(image.marker)
+                    done = commit.complete_earlier(objects.fingerprint, is_replaced=is_replaced)
                     summary.add_earlier(done)
                     continue
-                layout = layout_of(image, spec, options)
-                if not folder.shard(image, layout.name).exists():
-                    check_complete(folder, image, layout, failed)
+                if not folder.shard(image, commit.layout.name).exists():
+                    check_complete(folder, image, commit.layout, failed)
                     seeing = partial(engine, options.model_for(image.mpp))
-                    join_image(folder, image, layout, seeing, options, slides_from)
+                    join_image(folder, image, commit.layout, seeing, options, slides_from)
                 try:
-                    result = commit_image(project, entry, image, layout, folder, spec, options)
+                    result = commit.write()
                 except ConflictError as error:
                     raise ConflictError(error.what, _after_conflict(folder, options)) from error
                 summary.images.append(result)
-                summary.device = device_of(folder, image, layout) or summary.device
+                summary.device = commit.device or summary.device
             summary.save_if_due()
             with summary.noting_a_stop():
                 conduct.check_stop()

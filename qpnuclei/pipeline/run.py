@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from qpnuclei.errors import QpnucleiError, number_of, standing_alone
-from qpnuclei.pipeline.commit.commit_image import (
-    commit_image,
-    complete_earlier_commit,
-    device_of,
-)
+from qpnuclei.pipeline.commit.commit_image import ImageCommit
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.units import Conduct, Progress, infer_images
@@ -76,19 +72,19 @@ def analyse_project(
                     raise error
                 summary.save_if_due()
 
+            def commit_of(image: PlannedImage) -> ImageCommit:
+                entry, spec = by_id[image.entry], plan.spec(image)
+                return ImageCommit(project, entry, image, folder, spec, options)
+
             for entry_id, error in planned.errors.items():
                 summary.fail(entry_id, error, entry_id in planned.committed)
             with summary.noting_a_stop():
                 for image in plan.images:
                     if image.entry in planned.committed:
                         with standing_alone(f"image {image.name}", partial(fail, image)):
-                            entry, spec = by_id[image.entry], plan.spec(image)
                             data = planned.committed[image.entry]
-                            done = complete_earlier_commit(
-                                project, entry, image, folder, spec, options, data
-                            )
-                            summary.add_earlier(done)
-                for image, layout in infer_images(
+                            summary.add_earlier(commit_of(image).complete_earlier(data))
+                for image in infer_images(
                     folder,
                     plan,
                     todo,
@@ -100,10 +96,9 @@ def analyse_project(
                     progress=progress,
                 ):
                     with standing_alone(f"image {image.name}", partial(fail, image)):
-                        entry, spec = by_id[image.entry], plan.spec(image)
-                        result = commit_image(project, entry, image, layout, folder, spec, options)
-                        summary.images.append(result)
-                        summary.device = device_of(folder, image, layout) or summary.device
+                        commit = commit_of(image)
+                        summary.images.append(commit.write())
+                        summary.device = commit.device or summary.device
                     summary.save_if_due()
             summary.finish()
             folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))

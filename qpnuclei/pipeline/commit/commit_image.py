@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from qpnuclei.choices import OnExisting
 from qpnuclei.errors import SaveError, number_of
 from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
@@ -40,181 +40,221 @@ from qpnuclei.system.interrupts import interrupt_postponed
 _REPLACED = "later runs have replaced or removed these nuclei"
 
 
-def commit_image(
-    project: Project,
-    entry: ImageEntry,
-    image: PlannedImage,
-    layout: Layout,
-    folder: RunFolder,
-    spec: EngineSpec,
-    options: RunOptions,
-) -> ImageResult:
-    """Write the nuclei of one image into the project; return the result.
-
-    Raises
-    ------
-    QpnucleiError
-        If the result cannot be read or saved; the project is unchanged. A result that could not be
-        saved is kept as GeoJSON in the run's folder, which the error names.
-    """
-    found = ImageNuclei(folder.shard(image, layout.name), layout.key)
-    objects = entry.read()
-    of_image = _image_plan(entry, objects, image, layout, options.on_existing)
-    about = found.about
-    nuclei = new_nuclei(of_image, found, options, Doubts.of(about.checks))
-
-    def store(planned: Written) -> None:
-        """Store the result: if the run is killed after the save, the next run reads it here."""
-        result = _result(image, layout, spec, planned, about)
-        _store(_to_store(planned.nuclei, result), folder, image)
-
-    with interrupt_postponed():
-        written = write_back(project, of_image, nuclei, options, folder.path, store)
-        result = _result(image, layout, spec, written, about)
-        result = _finish_commit(project, image, folder, options, written, entry.read(), result)
-    count = number_of(result.nuclei, "nucleus")
-    folder.log("image %s: %s saved in the project", image.name, count)
-    return result
-
-
-def complete_earlier_commit(
-    project: Project,
-    entry: ImageEntry,
-    image: PlannedImage,
-    folder: RunFolder,
-    spec: EngineSpec,
-    options: RunOptions,
-    data: str,
-    *,
-    is_replaced: bool = False,
-) -> ImageResult:
-    """Do what is left to do for an image that this run has already saved; return its result.
-
-    Requested copies that an earlier start did not write are written: they hold the nuclei that the
-    run wrote, also those that were removed from the project since. If the file was changed after
-    the nuclei were counted, for example by a filter or in QuPath, they are counted again.
+@dataclass(frozen=True, eq=False)
+class ImageCommit:
+    """The last step of one image of a run.
 
     Parameters
     ----------
-    data : str
-        Hash of its data file.
-    is_replaced : bool
-        Whether later runs have replaced the nuclei: then their counts stay, with a note.
-
-    Raises
-    ------
-    QpnucleiError
-        If the image or its computed nuclei cannot be read, or a copy cannot be written.
+    entry : ImageEntry
+        The image in the project.
+    image : PlannedImage
+        The image in the plan.
+    spec : EngineSpec
+        Of the model that found its nuclei.
     """
-    stored = stored_result(folder, image)
-    if stored is None or not stored.is_saved:
-        result = _finish_interrupted_commit(project, entry, image, folder, spec, options, stored)
-    else:
-        if are_missing(entry, options, stored):
-            stored = _write_missing_copies(project, entry, image, folder, spec, options, stored)
-        if stored.result.data != data and not is_replaced:
-            stored = _count_again(entry, image, folder, spec, options, stored)
-        result = stored.result
-    return replace(result, notes=(*result.notes, _REPLACED)) if is_replaced else result
 
+    project: Project
+    entry: ImageEntry
+    image: PlannedImage
+    folder: RunFolder
+    spec: EngineSpec
+    options: RunOptions
 
-def _finish_interrupted_commit(
-    project: Project,
-    entry: ImageEntry,
-    image: PlannedImage,
-    folder: RunFolder,
-    spec: EngineSpec,
-    options: RunOptions,
-    stored: StoredResult | None,
-) -> ImageResult:
-    """Do the steps after the save of an image; the run was killed before it had done them."""
-    layout = layout_of(image, spec, options)
-    found = ImageNuclei(folder.shard(image, layout.name), layout.key)
-    about = found.about
-    # Now the project holds them all: only what is stored tells which of them are of earlier runs.
-    saved = entry.read()
-    of_image = _image_plan(entry, saved, image, layout, options.on_existing)
-    of_image = replace(of_image, taken=frozenset())
-    nuclei = new_nuclei(of_image, found, options, Doubts.of(about.checks), stored)
-    # Only that tells, too, how many they replaced.
-    written = Written(0 if stored is None else stored.result.replaced, nuclei, of_image)
-    with interrupt_postponed():
-        write_copies(project, of_image, nuclei, options)
-        result = stored.result if stored else _result(image, layout, spec, written, about)
-        return _finish_commit(project, image, folder, options, written, saved, result)
+    @cached_property
+    def layout(self) -> Layout:
+        """How the image was divided.
 
+        Raises
+        ------
+        FormatError
+            If the plan is damaged, or was made by another version.
+        """
+        return layout_of(self.image, self.spec, self.options)
 
-def _write_missing_copies(
-    project: Project,
-    entry: ImageEntry,
-    image: PlannedImage,
-    folder: RunFolder,
-    spec: EngineSpec,
-    options: RunOptions,
-    stored: StoredResult,
-) -> StoredResult:
-    """Write the requested copies of nuclei that are in the project; return the new state."""
-    layout = layout_of(image, spec, options)
-    plan = _image_plan(entry, entry.read(), image, layout, options.on_existing)
-    found = ImageNuclei(folder.shard(image, layout.name), layout.key)
-    write_copies(project, plan, new_nuclei(plan, found, options, stored=stored), options)
-    copies = dict.fromkeys([*stored.copies, *paths_of_copies(entry, options)])
-    stored = replace(stored, copies=tuple(copies))
-    _store(stored, folder, image)
-    return stored
+    @property
+    def device(self) -> str:
+        """Device on which the network ran; empty if nothing was analysed."""
+        return self._found().about.device
 
+    def write(self) -> ImageResult:
+        """Write the nuclei of the image into the project; return the result.
 
-def _count_again(
-    entry: ImageEntry,
-    image: PlannedImage,
-    folder: RunFolder,
-    spec: EngineSpec,
-    options: RunOptions,
-    stored: StoredResult,
-) -> StoredResult:
-    """Count the nuclei that the project has now; return the new state."""
-    objects = entry.read()
-    layout = layout_of(image, spec, options)
-    plan = _image_plan(entry, objects, image, layout, options.on_existing)
-    stored = replace(stored, result=replace(stored.result, **_counted(plan, objects)))
-    _store(stored, folder, image)
-    return stored
+        Raises
+        ------
+        QpnucleiError
+            If the result cannot be read or saved; the project is unchanged. A result that could not
+            be saved is kept as GeoJSON in the run's folder, which the error names.
+        """
+        found = self._found()
+        plan = self._plan(self.entry.read())
+        about = found.about
+        nuclei = new_nuclei(plan, found, self.options, Doubts.of(about.checks))
 
+        def store(planned: Written) -> None:
+            """Store the result: if the run is killed after the save, the next run reads it here."""
+            self._store(_to_store(planned.nuclei, self._result(planned, about)))
 
-def _finish_commit(
-    project: Project,
-    image: PlannedImage,
-    folder: RunFolder,
-    options: RunOptions,
-    written: Written,
-    saved: ImageObjects,
-    result: ImageResult,
-) -> ImageResult:
-    """Count what was saved, and store that the image and its copies are done; return the result.
+        with interrupt_postponed():
+            written = write_back(self.project, plan, nuclei, self.options, self.folder.path, store)
+            result = self._result(written, about)
+            result = self._finish(written, self.entry.read(), result)
+        count = number_of(result.nuclei, "nucleus")
+        self.folder.log("image %s: %s saved in the project", self.image.name, count)
+        return result
 
-    Parameters
-    ----------
-    saved : ImageObjects
-        The image after the save.
-    result : ImageResult
-        What was known before the save.
-    """
-    plan, nuclei = written.plan, written.nuclei
-    loss = loss_note(project, plan.entry, result.replaced, result.nuclei)
-    notes = _notes(image, plan, nuclei, options, loss, saved)
-    result = replace(result, **_counted(plan, saved), notes=notes)
-    copies = paths_of_copies(plan.entry, options)
-    _store(replace(_to_store(nuclei, result), is_saved=True, copies=copies), folder, image)
-    return result
+    def complete_earlier(self, data: str, *, is_replaced: bool = False) -> ImageResult:
+        """Do what is left to do for an image that this run has already saved; return its result.
 
+        Requested copies that an earlier start did not write are written: they hold the nuclei that
+        the run wrote, also those that were removed from the project since. If the file was changed
+        after the nuclei were counted, for example by a filter or in QuPath, they are counted again.
 
-def _store(stored: StoredResult, folder: RunFolder, image: PlannedImage) -> None:
-    """Write the result of an image into the run's folder.
+        Parameters
+        ----------
+        data : str
+            Hash of its data file.
+        is_replaced : bool
+            Whether later runs have replaced the nuclei: then their counts stay, with a note.
 
-    If that fails, the run goes on: a later start only repeats some steps.
-    """
-    with suppress(SaveError):
-        stored.save(folder.make_for(folder.result_path(image)))
+        Raises
+        ------
+        QpnucleiError
+            If the image or its computed nuclei cannot be read, or a copy cannot be written.
+        """
+        stored = stored_result(self.folder, self.image)
+        if stored is None or not stored.is_saved:
+            result = self._finish_interrupted(stored)
+        else:
+            if are_missing(self.entry, self.options, stored):
+                stored = self._write_missing_copies(stored)
+            if stored.result.data != data and not is_replaced:
+                stored = self._count_again(stored)
+            result = stored.result
+        return replace(result, notes=(*result.notes, _REPLACED)) if is_replaced else result
+
+    def _finish_interrupted(self, stored: StoredResult | None) -> ImageResult:
+        """Do the steps after the save; the run was killed before it had done them."""
+        found = self._found()
+        about = found.about
+        # Now the project holds them all: only what is stored tells which are of earlier runs.
+        saved = self.entry.read()
+        plan = replace(self._plan(saved), taken=frozenset())
+        nuclei = new_nuclei(plan, found, self.options, Doubts.of(about.checks), stored)
+        # Only that tells, too, how many they replaced.
+        written = Written(0 if stored is None else stored.result.replaced, nuclei, plan)
+        with interrupt_postponed():
+            write_copies(self.project, plan, nuclei, self.options)
+            result = stored.result if stored else self._result(written, about)
+            return self._finish(written, saved, result)
+
+    def _write_missing_copies(self, stored: StoredResult) -> StoredResult:
+        """Write the requested copies of nuclei that are in the project; return the new state."""
+        found = self._found()
+        plan = self._plan(self.entry.read())
+        nuclei = new_nuclei(plan, found, self.options, stored=stored)
+        write_copies(self.project, plan, nuclei, self.options)
+        copies = dict.fromkeys([*stored.copies, *paths_of_copies(self.entry, self.options)])
+        return self._store(replace(stored, copies=tuple(copies)))
+
+    def _count_again(self, stored: StoredResult) -> StoredResult:
+        """Count the nuclei that the project has now; return the new state."""
+        objects = self.entry.read()
+        counted = _counted(self._plan(objects), objects)
+        return self._store(replace(stored, result=replace(stored.result, **counted)))
+
+    def _finish(self, written: Written, saved: ImageObjects, result: ImageResult) -> ImageResult:
+        """Count what was saved, store that image and copies are done, and return the result.
+
+        Parameters
+        ----------
+        saved : ImageObjects
+            The image after the save.
+        result : ImageResult
+            What was known before the save.
+        """
+        loss = loss_note(self.project, self.entry, result.replaced, result.nuclei)
+        notes = _notes(written, loss, saved, self.options)
+        result = replace(result, **_counted(written.plan, saved), notes=notes)
+        copies = paths_of_copies(self.entry, self.options)
+        self._store(replace(_to_store(written.nuclei, result), is_saved=True, copies=copies))
+        return result
+
+    def _store(self, stored: StoredResult) -> StoredResult:
+        """Write what is known of the image into the run's folder; return it.
+
+        If that fails, the run goes on: a later start only repeats some steps.
+        """
+        with suppress(SaveError):
+            stored.save(self.folder.make_for(self.folder.result_path(self.image)))
+        return stored
+
+    def _found(self) -> ImageNuclei:
+        """Return the nuclei that the run found."""
+        layout = self.layout
+        return ImageNuclei(self.folder.shard(self.image, layout.name), layout.key)
+
+    def _plan(self, objects: ImageObjects) -> ImagePlan:
+        """Return the plan of the image with the present objects of the project."""
+        image = self.image
+        regions = image.areas()
+        left_out = image.area_left_out()
+        outdated = [a for a in objects.annotations if a.id in image.outdated]
+        to_clear = area_to_clear(left_out, self.options.on_existing)
+        existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)
+        return ImagePlan(
+            entry=self.entry,
+            model=image.model,
+            # If the image's fingerprint has changed, the save is refused.
+            fingerprint=image.data,
+            size=(image.slide.width, image.slide.height),
+            taken=ids_of_detections(objects),
+            scale=image.scale,
+            mpp_source=image.mpp_source,
+            stains=image.stain_vectors,
+            regions=regions,
+            existing=existing,
+            tiles=self.layout.tiles,
+            record=Record.of(objects.properties, f"image {self.entry.name}"),
+            tissue=regions[0].annotation if image.tissue else None,
+            outdated=frozenset(image.outdated),
+            notes=image.notes,
+            marker=image.marker,
+            locked=Locked.of(objects.detections, [*existing, left_behind]),
+            left_out=left_out,
+            left_behind=left_behind,
+        )
+
+    def _result(self, written: Written, about: About) -> ImageResult:
+        """Return the result as far as it is known before the save."""
+        image = self.image
+        plan, nuclei = written.plan, written.nuclei
+        counts = about.counts or {}
+        return ImageResult(
+            name=image.name,
+            entry=image.entry,
+            model=self.spec.name,
+            mpp=image.mpp,
+            mpp_source=image.mpp_source,
+            working_mpp=image.scale.working_mpp,
+            stains=image.stains.name,
+            tiles=len(plan.tiles),
+            megapixels=plan.megapixels,
+            regions=(),
+            nuclei=len(nuclei),
+            check=nuclei.doubts.image,
+            replaced=written.replaced,
+            outside=nuclei.outside,
+            joined=counts.get("joined", 0),
+            covered=counts.get("covered", 0),
+            overlapping=counts.get("overlapping", 0),
+            seconds=dict(about.seconds or {}),
+            waited=dict(about.waited or {}),
+            notes=image.notes,
+            locked=len(plan.locked.ids),
+            as_locked=len(nuclei.as_locked),
+            marker=image.marker,
+        )
 
 
 def stored_result(folder: RunFolder, image: PlannedImage) -> StoredResult | None:
@@ -223,25 +263,16 @@ def stored_result(folder: RunFolder, image: PlannedImage) -> StoredResult | None
     return stored if stored is not None and stored.result.marker == image.marker else None
 
 
-def device_of(folder: RunFolder, image: PlannedImage, layout: Layout) -> str:
-    """Return the device on which the network ran for an image; empty if nothing was analysed."""
-    return ImageNuclei(folder.shard(image, layout.name), layout.key).about.device
-
-
 def _to_store(nuclei: NewNuclei, result: ImageResult) -> StoredResult:
     """Return what is stored of nuclei that will be saved."""
     return StoredResult(False, result, tuple(nuclei.again), tuple(nuclei.as_locked))
 
 
 def _notes(
-    image: PlannedImage,
-    plan: ImagePlan,
-    nuclei: NewNuclei,
-    options: RunOptions,
-    loss: str | None,
-    saved: ImageObjects,
+    written: Written, loss: str | None, saved: ImageObjects, options: RunOptions
 ) -> tuple[str, ...]:
-    notes = list(image.notes)
+    plan, nuclei = written.plan, written.nuclei
+    notes = list(plan.notes)
     if loss is not None:
         notes.append(loss)
     if nuclei.again and options.cell_expansion_um > 0:
@@ -276,80 +307,6 @@ def _with_other_classes(detections: Detections, kept: frozenset[UUID], options: 
         for own_id, name, grade in zip(
             detections.ids, detections.class_names, grades.tolist(), strict=True
         )
-    )
-
-
-def _result(
-    image: PlannedImage,
-    layout: Layout,
-    spec: EngineSpec,
-    written: Written,
-    about: About,
-) -> ImageResult:
-    """Return the result of an image as far as it is known before the save."""
-    plan, nuclei = written.plan, written.nuclei
-    counts = about.counts or {}
-    return ImageResult(
-        name=image.name,
-        entry=image.entry,
-        model=spec.name,
-        mpp=image.mpp,
-        mpp_source=image.mpp_source,
-        working_mpp=image.scale.working_mpp,
-        stains=image.stains.name,
-        tiles=len(layout.tiles),
-        megapixels=plan.megapixels,
-        regions=(),
-        nuclei=len(nuclei),
-        check=nuclei.doubts.image,
-        replaced=written.replaced,
-        outside=nuclei.outside,
-        joined=counts.get("joined", 0),
-        covered=counts.get("covered", 0),
-        overlapping=counts.get("overlapping", 0),
-        seconds=dict(about.seconds or {}),
-        waited=dict(about.waited or {}),
-        notes=image.notes,
-        locked=len(plan.locked.ids),
-        as_locked=len(nuclei.as_locked),
-        marker=image.marker,
-    )
-
-
-def _image_plan(
-    entry: ImageEntry,
-    objects: ImageObjects,
-    image: PlannedImage,
-    layout: Layout,
-    on_existing: OnExisting,
-) -> ImagePlan:
-    """Return the plan of an image with the present objects of the project."""
-    regions = image.areas()
-    left_out = image.area_left_out()
-    outdated = [a for a in objects.annotations if a.id in image.outdated]
-    to_clear = area_to_clear(left_out, on_existing)
-    existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)
-    return ImagePlan(
-        entry=entry,
-        model=image.model,
-        # If the image's fingerprint has changed, the save is refused.
-        fingerprint=image.data,
-        size=(image.slide.width, image.slide.height),
-        taken=ids_of_detections(objects),
-        scale=image.scale,
-        mpp_source=image.mpp_source,
-        stains=image.stain_vectors,
-        regions=regions,
-        existing=existing,
-        tiles=layout.tiles,
-        record=Record.of(objects.properties, f"image {entry.name}"),
-        tissue=regions[0].annotation if image.tissue else None,
-        outdated=frozenset(image.outdated),
-        notes=image.notes,
-        marker=image.marker,
-        locked=Locked.of(objects.detections, [*existing, left_behind]),
-        left_out=left_out,
-        left_behind=left_behind,
     )
 
 

@@ -132,7 +132,7 @@ def infer_images(
     share: tuple[int, int] = (1, 1),
     slides_from: Path | None = None,
     progress: Progress,
-) -> Iterator[tuple[PlannedImage, Layout]]:
+) -> Iterator[PlannedImage]:
     """Compute the missing units; yield each image as soon as all its units are there."""
     plan.check_models(options)
     if conduct.retry_failed:
@@ -261,7 +261,7 @@ class _Inference:
         if state.waiting == 0:
             self._ready.append(state)
 
-    def finished(self) -> Iterator[tuple[PlannedImage, Layout]]:
+    def finished(self) -> Iterator[PlannedImage]:
         """Yield the images whose units have all been computed; report those that fail."""
         while self._ready:
             state = self._ready.pop(0)
@@ -270,10 +270,10 @@ class _Inference:
                 if state.errors:
                     raise _failed(state.errors, layout)
                 if self.folder.shard(image, layout.name).exists():
-                    yield image, layout
+                    yield image
                 elif all(self.folder.shard(image, unit.name).exists() for unit in layout.units):
                     self._join(image, layout)
-                    yield image, layout
+                    yield image
                 elif self.share == (1, 1):
                     check_complete(self.folder, image, layout, self._failed)
                 # Otherwise other machines compute the rest, and the last one joins the units.
