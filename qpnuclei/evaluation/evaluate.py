@@ -22,7 +22,7 @@ from qpnuclei.evaluation.report import Report, json_intervals, json_numbers
 from qpnuclei.evaluation.scoring import (
     Evaluation,
     Finder,
-    ImageResult,
+    ScoredImage,
     image_mpp,
     score_images,
 )
@@ -245,7 +245,7 @@ def _measure(
 ) -> Evaluation:
     done = 0
 
-    def on_image(result: ImageResult) -> None:
+    def on_image(result: ScoredImage) -> None:
         nonlocal done
         done += 1
         progress(name, done, len(images), f"{result.image.name}: AJI {result.scores.AJI:.3f}")

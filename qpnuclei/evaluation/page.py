@@ -19,7 +19,7 @@ from skimage.measure import find_contours
 from qpnuclei.evaluation.agreement import Agreement, Kind, classify
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.report import COLUMNS, Report, format_score
-from qpnuclei.evaluation.scoring import ImageResult
+from qpnuclei.evaluation.scoring import ScoredImage
 from qpnuclei.report.pictures import PALETTE, embedded, path_data
 
 _BLUE, _VERMILION, _GREEN, _YELLOW, _SKY, _ORANGE, _ = PALETTE
@@ -82,7 +82,7 @@ def evaluation_page(report: Report, most_pictures: int = 20) -> str:
     )
 
 
-def _picture(result: ImageResult) -> dict[str, object]:
+def _picture(result: ScoredImage) -> dict[str, object]:
     rgb, true = result.image.read()
     height, width = true.shape
     return {

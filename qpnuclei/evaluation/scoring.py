@@ -27,8 +27,8 @@ SCORES = tuple(f.name for f in fields(Scores))
 
 
 @dataclass(frozen=True, eq=False)
-class ImageResult:
-    """The nuclei that a method found in one image, and their scores.
+class ScoredImage:
+    """An annotated image, the nuclei that a method found in it, and their scores.
 
     Parameters
     ----------
@@ -57,11 +57,11 @@ class Evaluation:
     ----------
     name : str
         Name of the method.
-    images : list of ImageResult
+    images : list of ScoredImage
     """
 
     name: str
-    images: list[ImageResult] = field(default_factory=list)
+    images: list[ScoredImage] = field(default_factory=list)
 
     @property
     def mean(self) -> dict[str, float]:
@@ -144,7 +144,7 @@ def score_images(
     find: Finder,
     images: Sequence[AnnotatedImage],
     mpp: float | None = None,
-    on_image: Callable[[ImageResult], None] = lambda result: None,
+    on_image: Callable[[ScoredImage], None] = lambda result: None,
 ) -> Evaluation:
     """Find the nuclei of every image and score them in the image's own pixels.
 
@@ -174,7 +174,7 @@ def score_images(
         rgb, true = image.read()
         nuclei = image.counted(find(rgb, true_mpp))
         predicted = label_map(nuclei.polygons(), true.shape)
-        result = ImageResult(
+        result = ScoredImage(
             image, true_mpp, nuclei, score(true, predicted), classify(true, predicted).counts()
         )
         evaluation.images.append(result)
