@@ -183,15 +183,18 @@ def _unexpected(error: Exception, where: str) -> UnexpectedError:
 _PLURALS = {"box": "boxes", "nucleus": "nuclei", "patch": "patches", "vertex": "vertices"}
 
 
-def number_of(count: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun, for a message.
+def number_of(count: int, noun: str, plural: str = "", *, grouped: bool = False) -> str:
+    """Return a number with its noun, for a message; `grouped` sets commas between the thousands.
 
     Examples
     --------
     >>> number_of(1, "image"), number_of(2, "image"), number_of(0, "nucleus")
     ('1 image', '2 images', '0 nuclei')
+    >>> number_of(421589, "nucleus", grouped=True)
+    '421,589 nuclei'
     """
-    return f"{count} {noun if count == 1 else plural or _PLURALS.get(noun, noun + 's')}"
+    number = f"{count:,}" if grouped else str(count)
+    return f"{number} {noun if count == 1 else plural or _PLURALS.get(noun, noun + 's')}"
 
 
 def short_reason(reason: object) -> str:

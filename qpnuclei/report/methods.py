@@ -64,9 +64,9 @@ def methods(
     if annotations or not cores:
         plural = "es" if len(classes) > 1 else ""
         of = f" (class{plural} {', '.join(classes)})" if classes else ""
-        areas.append(f"{_many(annotations, 'annotation')}{of}")
+        areas.append(f"{number_of(annotations, 'annotation', grouped=True)}{of}")
     if cores:
-        areas.append(_many(cores, "TMA core"))
+        areas.append(number_of(cores, "TMA core", grouped=True))
     where = f"{' and '.join(areas)} on {_images(images)}"
     references: list[str] = []
 
@@ -113,8 +113,8 @@ def methods(
         )
     if unrecorded:
         sentences.append(
-            f"The nuclei of {_many(unrecorded, 'image')} were segmented by a run of qpnuclei whose "
-            "record is missing: name its model."
+            f"The nuclei of {number_of(unrecorded, 'image', grouped=True)} were segmented by a run "
+            "of qpnuclei whose record is missing: name its model."
         )
     if not runs:
         sentences.append(
@@ -146,12 +146,10 @@ def _model(model: Mapping[str, Any], cite: Callable[[str], str]) -> str:
 
 def _images(by_type: Mapping[str | None, int]) -> str:
     """Return the number of images of each stain."""
-    parts = [_many(by_type[t], what) for t, what in _STAINED.items() if by_type.get(t)]
+    parts = [
+        number_of(by_type[t], what, grouped=True) for t, what in _STAINED.items() if by_type.get(t)
+    ]
     others = sum(by_type.values()) - sum(by_type.get(t, 0) for t in _STAINED)
     if others or not parts:
-        parts.append(_many(others, "other image" if parts else "image"))
+        parts.append(number_of(others, "other image" if parts else "image", grouped=True))
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

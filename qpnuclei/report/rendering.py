@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from qpnuclei._version import __version__
+from qpnuclei.errors import number_of
 from qpnuclei.qupath.count_table import TEXT_COLUMNS
 from qpnuclei.system.files import write_atomically
 
@@ -55,7 +56,11 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals.update(version=__version__, text_columns=TEXT_COLUMNS)
     environment.filters.update(
-        shown=format_number, duration=_duration, is_number=is_number, is_nan=_is_nan
+        shown=format_number,
+        number_of=partial(number_of, grouped=True),
+        duration=_duration,
+        is_number=is_number,
+        is_nan=_is_nan,
     )
     return environment
 
