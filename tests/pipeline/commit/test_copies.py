@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -21,13 +22,29 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
-from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
 from tests.pipeline.commit.test_locked import OPTIONS, Killed, lock
 from tests.pipeline.killing import content, make_project
 
 
 def copies(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def analysed(place: Path) -> tuple[NativeProject, NativeImage]:
+    """Make a project of one image, and analyse it."""
+    project = open_project(make_project(place, 1) / "project")
+    analyse_project(project, project.images, OPTIONS)
+    (image,) = project.images
+    return project, image
+
+
+def nuclei_of(image: NativeImage) -> list[UUID]:
+    return [own_id for own_id in image.read().detections.ids if own_id and is_ours(own_id)]
+
+
+def remove(image: NativeImage, ids: Iterable[UUID]) -> None:
+    image.write(Edit(remove=frozenset(ids)), image.read().fingerprint)
 
 
 def run_killed_after_the_save(
@@ -45,14 +62,10 @@ def run_killed_after_the_save(
 def test_copies_of_an_appending_run_that_was_killed_after_the_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = make_project(tmp_path / "place", 1)
-    project = open_project(place / "project")
-    (image,) = project.images
-    analyse_project(project, project.images, OPTIONS)
-    objects = image.read()
-    ours = list(filter(is_ours, objects.detections.ids))
-    lost = frozenset(ours[::2])  # the appending run finds all of them again
-    image.write(Edit(remove=lost), objects.fingerprint)
+    place = tmp_path / "place"
+    project, image = analysed(place)
+    lost = nuclei_of(image)[::2]
+    remove(image, lost)  # the appending run finds all of them again
 
     appending = replace(OPTIONS, on_existing="append", geojson_dir=tmp_path / "copies",
                         parquet_dir=tmp_path / "copies")  # fmt: skip
@@ -76,13 +89,10 @@ def test_copies_of_an_appending_run_that_was_killed_after_the_save(
 def test_copies_that_are_asked_for_later_are_those_of_the_run(
     tmp_path: Path, on_existing: str
 ) -> None:
-    place = make_project(tmp_path / "place", 1)
-    project = open_project(place / "project")
-    (image,) = project.images
-    analyse_project(project, project.images, OPTIONS)
-    objects = image.read()
-    ours = list(filter(is_ours, objects.detections.ids))
-    image.write(Edit(remove=frozenset(ours[::2])), objects.fingerprint)
+    place = tmp_path / "place"
+    project, image = analysed(place)
+    ours = nuclei_of(image)
+    remove(image, ours[::2])
     lock(image, ours[1::4])  # the run finds those in their place and does not write them
 
     options = replace(OPTIONS, on_existing=on_existing)
@@ -96,9 +106,8 @@ def test_copies_that_are_asked_for_later_are_those_of_the_run(
 
     summary = commit_run(project, folder, options)
     # The user goes on working with the image.
-    objects = image.read()
-    written = [i for i in objects.detections.ids if is_ours(i) and i not in ours[1::2]]
-    image.write(Edit(remove=frozenset(written[::3])), objects.fingerprint)
+    written = [own_id for own_id in nuclei_of(image) if own_id not in ours[1::2]]
+    remove(image, written[::3])
     lock(image, written[1::3])
     before = content(place)
     later = replace(options, geojson_dir=tmp_path / "later", parquet_dir=tmp_path / "later")
@@ -138,23 +147,22 @@ def test_copies_that_the_folder_no_longer_has_the_nuclei_for_are_refused(tmp_pat
 def test_a_run_that_only_removes_nuclei_and_was_killed_after_the_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = make_project(tmp_path / "place", 1)
-    project = open_project(place / "project")
-    (image,) = project.images
-    before = analyse_project(project, project.images, OPTIONS)
+    place = tmp_path / "place"
+    project, image = analysed(place)
+    before = len(nuclei_of(image))
     whole = shapely.box(0, 0, 256, 256)
     pen = NewAnnotation(whole, UUID(int=9), path_class=PathClass("Ignore*"))
     image.write(Edit(annotations=[pen]), image.read().fingerprint)
     killed = Path(shutil.copytree(place, tmp_path / "elsewhere" / "place"))
     undisturbed = analyse_project(project, project.images, OPTIONS).images[0]
-    assert (undisturbed.replaced, undisturbed.nuclei) == (before.nuclei, 0)
+    assert (undisturbed.replaced, undisturbed.nuclei) == (before, 0)
 
     project = open_project(killed / "project")
     run_killed_after_the_save(project, OPTIONS, monkeypatch)
     resumed = analyse_project(project, project.images, OPTIONS)
 
     assert resumed.resumed == 1
-    assert resumed.images[0].replaced == before.nuclei
+    assert resumed.images[0].replaced == before
     assert resumed.images[0].regions == undisturbed.regions == ()
-    assert not list(filter(is_ours, project.images[0].read().detections.ids))
+    assert nuclei_of(project.images[0]) == []
     assert content(killed) == content(place)
