@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.slides.masks import Mask, outline_mask, polygons_of
+from qpnuclei.slides.masks import Mask, outline_mask
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import ink_of
@@ -96,14 +96,14 @@ def find_artefacts(slide: Slide, mpp: tuple[float, float]) -> dict[str, shapely.
     height = max(1, round(slide.height * mpp[1] / _MPP))
     downsample = slide.width / width, slide.height / height
     masks = artefact_masks(_slide_values(slide, width, height, downsample))
-    image = shapely.box(0, 0, slide.width, slide.height)
-    cell_um2 = downsample[0] * mpp[0] * downsample[1] * mpp[1] * _CELL_PX**2
+    cell_size = downsample[0] * _CELL_PX, downsample[1] * _CELL_PX
+    cell_um2 = cell_size[0] * mpp[0] * cell_size[1] * mpp[1]
     found = {}
     for kind, mask in masks.items():
         min_cells = _MIN_AREA_UM2[kind] / cell_um2
-        outline = outline_mask(mask, min_cells, min_cells) if mask.any() else shapely.Point()
-        scaled = shapely.transform(outline, lambda xy: xy * downsample * _CELL_PX)
-        found[kind] = polygons_of(shapely.intersection(scaled, image))
+        found[kind] = outline_mask(
+            mask, cell_size, (slide.width, slide.height), min_cells, min_cells
+        )
     return found
 
 

@@ -13,30 +13,41 @@ _RIM_PX = 2
 _SHIFT = 4
 
 
-def outline_mask(mask: Mask, min_area: float, min_hole: float) -> shapely.Geometry:
-    """Outline a mask in its own pixel coordinates, without small pieces and holes.
-
-    A piece that touches the image border extends beyond it; the caller must clip it to the image.
-    Outlines are rounded and simplified, but the image border must stay exact.
+def outline_mask(
+    mask: Mask,
+    pixel_size: tuple[float, float],
+    slide_size: tuple[int, int],
+    min_area: float,
+    min_hole: float,
+) -> shapely.MultiPolygon:
+    """Outline a mask of a whole slide, without small pieces and holes.
 
     Parameters
     ----------
     mask : (H, W) bool ndarray
+        May leave out less than a px of the slide on the right and below.
+    pixel_size : (float, float)
+        Width and height of a px of the mask, in level-0 px.
+    slide_size : (width, height) of int
+        In level-0 px.
     min_area, min_hole : float
         Smaller pieces are dropped and smaller holes filled, in px of the mask.
 
     Returns
     -------
-    shapely.Geometry
-        Pixel (row, column) covers the square from (column, row) to (column + 1, row + 1).
+    shapely.MultiPolygon
+        In level-0 px, within the slide. Outlines are rounded and simplified, but pieces that touch
+        the border of the mask end exactly at that of the slide.
     """
+    if not mask.any():
+        return shapely.MultiPolygon()
     from skimage.measure import find_contours  # imports half of SciPy
 
+    # A piece at the border extends beyond it, and is clipped to the slide in the end: rounding and
+    # simplifying do not change the border.
     rings = find_contours(  # type: ignore[no-untyped-call]
         np.pad(np.pad(mask.astype(np.uint8), _RIM_PX, "edge"), 1), 0.5
     )
-    if not rings:
-        return shapely.MultiPolygon()
     # Convert (row, column) of padded pixel centres to x, y of pixel corners.
     lines = [shapely.LineString(ring[:, ::-1] - (_RIM_PX + 0.5)) for ring in rings]
     pieces = shapely.get_parts(shapely.build_area(shapely.MultiLineString(lines)))
@@ -48,7 +59,9 @@ def outline_mask(mask: Mask, min_area: float, min_hole: float) -> shapely.Geomet
         for piece in pieces
         if piece.area >= min_area
     ]
-    return shapely.simplify(shapely.union_all(kept), 0.5)
+    outline = shapely.simplify(shapely.union_all(kept), 0.5)
+    scaled = shapely.transform(outline, lambda xy: xy * pixel_size)
+    return polygons_of(shapely.intersection(scaled, shapely.box(0, 0, *slide_size)))
 
 
 def polygons_of(geometry: shapely.Geometry) -> shapely.MultiPolygon:

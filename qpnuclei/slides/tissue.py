@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.slides.masks import Mask, disk, outline_mask, polygons_of
+from qpnuclei.slides.masks import Mask, disk, outline_mask
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 
@@ -63,9 +63,8 @@ def find_tissue(slide: Slide, mpp: tuple[float, float]) -> shapely.MultiPolygon:
     mask = tissue_mask(slide.read(0, 0, width, height, downsample))
     pixel_um2 = downsample[0] * mpp[0] * downsample[1] * mpp[1]
     min_piece_px = min(_MIN_PIECE_UM2 / pixel_um2, mask.size / _SMALL_IMAGE_PARTS)
-    outline = outline_mask(mask, min_piece_px, _MIN_HOLE_UM2 / pixel_um2)
-    scaled = shapely.transform(outline, lambda xy: xy * downsample)
-    return polygons_of(shapely.intersection(scaled, shapely.box(0, 0, slide.width, slide.height)))
+    min_hole_px = _MIN_HOLE_UM2 / pixel_um2
+    return outline_mask(mask, downsample, (slide.width, slide.height), min_piece_px, min_hole_px)
 
 
 def tissue_mask(rgb: RGB) -> Mask:
