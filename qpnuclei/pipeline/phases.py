@@ -39,7 +39,6 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import engine_specs, load_engine
 from qpnuclei.system.files import check_folder
-from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked
 
 _log = logging.getLogger(__name__)
@@ -219,8 +218,7 @@ def commit_run(
                 conduct.check_stop()
         summary.finish()
         folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
-        with interrupt_postponed():
-            summary.save_somewhere()
+        summary.save_somewhere()
     return summary
 
 

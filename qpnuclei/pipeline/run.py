@@ -19,7 +19,6 @@ from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.locks import locked
 
 _log = logging.getLogger(__name__)
@@ -102,6 +101,5 @@ def analyse_project(
                     summary.save_if_due()
             summary.finish()
             folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
-            with interrupt_postponed():
-                summary.save_somewhere()
+            summary.save_somewhere()
     return summary

@@ -359,18 +359,19 @@ class RunSummary:
         SaveError
             If it can be written nowhere.
         """
-        try:
-            return self.save()
-        except SaveError as error:
-            refused = error
-        name = f"qpnuclei-{self.run_dir.name}"
-        for folder in folders_of_last_resort():
-            self.run_dir = folder / name
-            with contextlib.suppress(SaveError):
-                self._write()
-                _log.warning("%s; the record is in %s", refused.what, self.run_dir)
-                return None
-        raise refused
+        with interrupt_postponed():
+            try:
+                return self.save()
+            except SaveError as error:
+                refused = error
+            name = f"qpnuclei-{self.run_dir.name}"
+            for folder in folders_of_last_resort():
+                self.run_dir = folder / name
+                with contextlib.suppress(SaveError):
+                    self._write()
+                    _log.warning("%s; the record is in %s", refused.what, self.run_dir)
+                    return None
+            raise refused
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types, with the versions of the software."""
