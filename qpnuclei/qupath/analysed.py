@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-import numpy as np
-import numpy.typing as npt
 import shapely
 
 from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, Mpp, multipolygon, pair
-from qpnuclei.qupath.areas import ROUNDING_PX, Parts, polygonal, union, valid_area, without_slivers
+from qpnuclei.qupath.area_index import AreaIndex, rounding_of, same_area
+from qpnuclei.qupath.areas import Parts, polygonal, union, valid_area, without_slivers
 from qpnuclei.qupath.model import Annotation
-from qpnuclei.qupath.regions import Region, same_outline
+from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.resolution import agree
 
 _log = logging.getLogger(__name__)
@@ -185,13 +184,13 @@ class Record:
                 new = self._with_earlier(new)
             return Record(tuple(self._beside(new, marker)), used, check, marker, earlier)
         replaced = removed | {area.id for area in new if area.id is not None}
-        run = Record(new)
+        of_run = AreaIndex(new)
         # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
         gone = Parts([*(valid_area(area.excluded) for area in new), left_out])
         kept = [
             area.without(gone.near(valid_area(area.geometry)))
             for area in self._of_earlier_runs()
-            if area.id not in replaced and not run._with_outline(area.geometry)
+            if area.id not in replaced and not of_run.with_outline(area.geometry)
         ]
         # Earlier tissue has no UUID to recognise it by, and its outline may differ now.
         again = Parts(region.geometry for region in regions)
@@ -204,9 +203,9 @@ class Record:
 
     def _beside(self, new: Sequence[AnalysedArea], marker: str) -> Iterator[AnalysedArea]:
         """Yield the areas after a run that removed no nuclei: what was analysed stays so."""
-        run = Record(tuple(new))
+        of_run = AreaIndex(new)
         for area in self._of_earlier_runs():
-            again = run._with_outline(area.geometry)
+            again = of_run.with_outline(area.geometry)
             if not any(_takes_the_place_of(one, area) for one in again):
                 yield area
         for area in new:
@@ -231,12 +230,13 @@ class Record:
         """Return a new area with what is known of all of it; None if that holds only in parts."""
         geometry = valid_area(area.geometry)
         told = (area.check, area.mpps)
-        others = self._with_nuclei_in(geometry, lambda one: (one.check, one.mpps) != told)
+        others = self._index.with_nuclei_in(geometry, lambda one: (one.check, one.mpps) != told)
         if next(others, None) is None:
             return area
-        earlier = list(self._with_nuclei_in(geometry, lambda _: True))
+        earlier = list(self._index.with_nuclei_in(geometry, lambda _: True))
         if not all(
-            one.excluded.is_empty and _same(one.geometry, area.geometry) for one in [area, *earlier]
+            one.excluded.is_empty and same_area(one.geometry, area.geometry)
+            for one in [area, *earlier]
         ):
             return None
         check = together([area.check, *(one.check for one in earlier)])
@@ -282,12 +282,12 @@ class Record:
 
     def _runs_in(self, geometry: shapely.Geometry) -> Iterator[str]:
         """Yield the runs whose nuclei are in a geometry."""
-        for area in self._meeting(geometry):
+        for area in self._index.meeting(geometry):
             valid = valid_area(area.geometry)
             part = polygonal(shapely.intersection(valid, geometry))
-            is_part = part.area > min(_rounding(valid), _rounding(geometry))
+            is_part = part.area > min(rounding_of(valid), rounding_of(geometry))
             # Later runs have replaced the nuclei of a covered part, or name the run themselves.
-            if is_part and not self._replaces(part, area.turn):
+            if is_part and not self._index.is_superseded(part, area.turn):
                 yield from self._runs_of(area)
 
     def has_run(self, marker: str) -> bool:
@@ -297,7 +297,7 @@ class Record:
         A run that excluded everything has no area: it is known while it is the last one.
         """
         return self.run == marker or any(
-            marker in area.runs and not self._replaces(area.analysed, area.turn)
+            marker in area.runs and not self._index.is_superseded(area.analysed, area.turn)
             for area in self.areas
         )
 
@@ -342,7 +342,7 @@ class Record:
 
     def has_analysed(self, geometry: shapely.Geometry) -> bool:
         """Return whether a run has analysed a part of a geometry."""
-        return bool(self.intersection(geometry).area > _rounding(geometry))
+        return bool(self.intersection(geometry).area > rounding_of(geometry))
 
     def status(self, annotation: Annotation) -> Status:
         """Return whether an annotation was analysed with its present outline.
@@ -353,69 +353,30 @@ class Record:
         region = Region.of(annotation)
         if not self.areas or not annotation.is_area or region.plane != (0, 0):
             return Status.NOT_ANALYSED
-        own = self._of_id.get(annotation.id)
-        if self.has(annotation) or self._covers(region.geometry, own[-1].turn if own else -1):
+        own = self._index.of_id(annotation.id)
+        if self.has(annotation) or self._index.is_covered(
+            region.geometry, own[-1].turn if own else -1
+        ):
             status = Status.ANALYSED
         else:
             status = Status.CHANGED if own else Status.NOT_ANALYSED
         if status is Status.CHANGED or not self.left_out.is_empty:
             analysed = self.intersection(region.geometry).area
-            if analysed <= _rounding(region.geometry):
+            if analysed <= rounding_of(region.geometry):
                 return Status.NOT_ANALYSED
         return status
 
     def has(self, annotation: Annotation) -> bool:
         """Return whether a run has analysed an annotation itself, with its present outline."""
-        own = self._of_id.get(annotation.id)
+        own = self._index.of_id(annotation.id)
         if own:
-            return any(_same(area.geometry, annotation.area) for area in own)
+            return any(same_area(area.geometry, annotation.area) for area in own)
         # QuPath adds missing UUIDs, so compare outlines.
-        return bool(self._with_outline(annotation.area))
-
-    def _covers(self, geometry: shapely.Geometry, after: int) -> bool:
-        """Return whether the runs after a turn covered a geometry."""
-        return _cover([area for area in self._meeting(geometry) if area.turn > after], geometry)
-
-    def _replaces(self, geometry: shapely.Geometry, after: int) -> bool:
-        """Return whether the runs after a turn describe all nuclei in a geometry."""
-        later = [area for area in self._meeting(geometry) if area.turn > after]
-        return _cover([area for area in later if not area.keeps_earlier], geometry)
-
-    def _meeting(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
-        """Return the areas that meet a geometry."""
-        return [self.areas[row] for row in self._parts_covered.meeting(geometry)]
-
-    def _with_outline(self, geometry: shapely.Geometry) -> list[AnalysedArea]:
-        """Return the areas that have this outline."""
-        if not self.areas or geometry.is_empty:
-            return []
-        bounds = np.array(geometry.bounds)
-        order, known = self._by_left_edge
-        begin, end = np.searchsorted(known[:, 0], bounds[0] + np.array([-1, 1]) * 2 * ROUNDING_PX)
-        apart = np.abs(known[begin:end] - bounds).max(axis=1)
-        near = np.sort(order[begin:end][apart <= ROUNDING_PX])
-        return [self.areas[row] for row in near if _same(self.areas[row].geometry, geometry)]
-
-    # An image may have as many areas as annotations, so all are searched by an index.
+        return bool(self._index.with_outline(annotation.area))
 
     @cached_property
-    def _of_id(self) -> dict[UUID | None, list[AnalysedArea]]:
-        found: dict[UUID | None, list[AnalysedArea]] = {}
-        for area in self.areas:
-            if area.id is not None:
-                found.setdefault(area.id, []).append(area)
-        return found
-
-    @cached_property
-    def _by_left_edge(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """The areas in the order of their left edges, and their bounds."""
-        bounds = np.array([area.geometry.bounds for area in self.areas])
-        order = np.argsort(bounds[:, 0])
-        return order, bounds[order]
-
-    @cached_property
-    def _parts_covered(self) -> Parts:
-        return Parts(valid_area(area.geometry) for area in self.areas)
+    def _index(self) -> AreaIndex:
+        return AreaIndex(self.areas)
 
     @cached_property
     def _parts_analysed(self) -> Parts:
@@ -441,7 +402,7 @@ class Record:
         return self._doubts_in(annotation.area, self._own_of(annotation))
 
     def _own_of(self, annotation: Annotation) -> Sequence[AnalysedArea]:
-        return self._of_id.get(annotation.id) or self._with_outline(annotation.area)
+        return self._index.of_id(annotation.id) or self._index.with_outline(annotation.area)
 
     def other_mpps(self, region: Region, mpp: Mpp) -> tuple[Mpp, ...]:
         """Return the pixel sizes unlike `mpp` at which runs found the nuclei now in a region."""
@@ -449,7 +410,10 @@ class Record:
             return ()
         own = () if region.annotation is None else self._own_of(region.annotation)
         return _unlike(
-            mpp, self._with_nuclei_in(region.geometry, lambda area: bool(_unlike(mpp, [area])), own)
+            mpp,
+            self._index.with_nuclei_in(
+                region.geometry, lambda area: bool(_unlike(mpp, [area])), own
+            ),
         )
 
     def has_other_mpps(self, mpp: Mpp) -> bool:
@@ -463,7 +427,7 @@ class Record:
             (
                 area
                 for area in self.areas
-                if _unlike(mpp, [area]) and not self._replaces(area.analysed, area.turn)
+                if _unlike(mpp, [area]) and not self._index.is_superseded(area.analysed, area.turn)
             ),
         )
 
@@ -474,53 +438,15 @@ class Record:
         doubts = (
             area.image_check or area.check
             for area in self._of_earlier_runs()
-            if (area.image_check or area.check) and not self._replaces(area.analysed, area.turn)
+            if (area.image_check or area.check)
+            and not self._index.is_superseded(area.analysed, area.turn)
         )
         return together([self.check, *doubts])
 
     def _doubts_in(self, geometry: shapely.Geometry, own: Sequence[AnalysedArea] = ()) -> str:
         """Return the doubts about the nuclei in a geometry."""
-        doubted = self._with_nuclei_in(geometry, lambda area: bool(area.check), own)
+        doubted = self._index.with_nuclei_in(geometry, lambda area: bool(area.check), own)
         return together(area.check for area in doubted)
-
-    def _with_nuclei_in(
-        self,
-        geometry: shapely.Geometry,
-        is_wanted: Callable[[AnalysedArea], bool],
-        own: Sequence[AnalysedArea] = (),
-    ) -> Iterator[AnalysedArea]:
-        """Yield the wanted areas of those whose nuclei are in a geometry, the latest first.
-
-        Each run has replaced the nuclei of those before it, unless it kept them. Of one run, `own`
-        are more exact than the areas around them.
-        """
-        near = self._meeting(geometry)
-        if not any(map(is_wanted, near)):
-            return
-        runs: dict[int, list[AnalysedArea]] = {}
-        for area in near:
-            runs.setdefault(area.turn, []).append(area)
-        rounding = _rounding(geometry)
-        rest = geometry
-        for turn in sorted(runs, reverse=True):
-            of_run = rest
-            for is_own in (True, False):
-                level = [a for a in runs[turn] if any(a is one for one in own) == is_own]
-                for area in filter(is_wanted, level):
-                    analysed = area.analysed
-                    overlap = shapely.intersection(analysed, of_run).area
-                    if overlap > min(_rounding(analysed), rounding):
-                        yield area
-                of_run = shapely.difference(of_run, union(valid_area(a.geometry) for a in level))
-                if of_run.area <= rounding:
-                    break
-            if any(area.keeps_earlier for area in runs[turn]):
-                full = [area for area in runs[turn] if not area.keeps_earlier]
-                rest = shapely.difference(rest, union(valid_area(a.geometry) for a in full))
-            else:
-                rest = of_run
-            if rest.area <= rounding:
-                break
 
 
 def _takes_the_place_of(new: AnalysedArea, earlier: AnalysedArea) -> bool:
@@ -529,12 +455,6 @@ def _takes_the_place_of(new: AnalysedArea, earlier: AnalysedArea) -> bool:
         return True
     told = [(area.check, area.mpps) for area in (new, earlier)]
     return earlier.keeps_earlier and new.excluded.is_empty and told[0] == told[1]
-
-
-def _cover(areas: Iterable[AnalysedArea], geometry: shapely.Geometry) -> bool:
-    """Return whether areas cover a geometry, up to rounding."""
-    rest = shapely.difference(geometry, union(valid_area(area.geometry) for area in areas))
-    return bool(without_slivers(rest).is_empty)
 
 
 def _unlike(mpp: Mpp, areas: Iterable[AnalysedArea]) -> tuple[Mpp, ...]:
@@ -563,27 +483,10 @@ def overall(statuses: Sequence[Status]) -> Status:
     return Status.PARTLY if found else Status.NOT_ANALYSED
 
 
-def _same(a: shapely.Geometry, b: shapely.Geometry) -> bool:
-    """Tell whether two outlines are equal, ignoring vertices that QuPath drops on saving."""
-    a, b = multipolygon(a), multipolygon(b)
-    if a.is_empty or b.is_empty:
-        return bool(a.is_empty and b.is_empty)
-    if not np.allclose(a.bounds, b.bounds, rtol=0, atol=ROUNDING_PX):
-        return False
-    if abs(a.area - b.area) > ROUNDING_PX * a.length:
-        return False
-    return same_outline(a, b) or float(shapely.hausdorff_distance(a, b)) <= ROUNDING_PX
-
-
-def _rounding(geometry: shapely.Geometry) -> float:
-    """Return the largest part of an area that may be due to rounding, px²."""
-    return float(min(ROUNDING_PX * geometry.length, geometry.area / 2))
-
-
 def _is_more_than(area: AnalysedArea, replaced: shapely.Geometry) -> bool:
     """Tell whether a part of an analysed area is left without another one."""
     rest = shapely.difference(area.analysed, replaced)
-    return bool(rest.area > _rounding(area.geometry))
+    return bool(rest.area > rounding_of(area.geometry))
 
 
 def _whole(region: Region) -> shapely.Geometry:
