@@ -21,7 +21,7 @@ from qpnuclei.cli.app import app
 from qpnuclei.cli.console import in_words
 from qpnuclei.cli.train import ConsoleCallbacks
 from qpnuclei.errors import DeviceError, NotFoundError, QpnucleiError, UsageError
-from tests.training.student.test_rounds import tissue
+from tests.training.student.tissue import tissue
 
 TINY = [
     *(

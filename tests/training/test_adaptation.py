@@ -36,7 +36,8 @@ from qpnuclei.training.student.inheritance import move_back
 from qpnuclei.training.student.recipe import ARCHITECTURE, StudentRecipe
 from qpnuclei.training.student.rounds import train_student
 from tests.colour_vision import least_difference
-from tests.training.student.test_rounds import TINY, tissue
+from tests.training.student.test_rounds import TINY
+from tests.training.student.tissue import tissue
 
 CPU = torch.device("cpu")
 SHORT = {"first_round_batches": 3, "batch_size": 2, "crop_px": 64, "renditions": 0}

@@ -24,7 +24,8 @@ from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.batches import TrainingExample, random_batch
 from qpnuclei.training.student.corrections import correction_examples, digest, read_corrections
 from qpnuclei.training.student.recipe import student_recipe
-from tests.training.student.test_rounds import TINY, tissue
+from tests.training.student.test_rounds import TINY
+from tests.training.student.tissue import tissue
 from tests.training.test_adaptation import SHORT, project, start
 
 __all__ = ["project", "start"]  # fixtures

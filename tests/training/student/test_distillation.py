@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.draw import ellipse
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
@@ -21,9 +20,9 @@ from qpnuclei.training.student.batches import TrainingExample
 from qpnuclei.training.student.distillation import Distillation, soften
 from qpnuclei.training.student.fit import has_bfloat16
 from qpnuclei.training.student.labellers import AtSeveralScales
-from qpnuclei.training.student.patches import sample_slides
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.rounds import train_student
+from tests.training.student.tissue import samples_of, tissue
 
 CPU = torch.device("cpu")
 TINY = {
@@ -41,19 +40,6 @@ TINY = {
 }
 
 
-def tissue(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Purple nuclei on pink with some grain, and where they are."""
-    rng = np.random.default_rng(seed)
-    rgb = np.full((160, 160, 3), (220, 150, 190), np.int16)
-    labels = np.zeros((160, 160), np.uint16)
-    for number, place in enumerate(np.ndindex(3, 3), start=1):
-        y, x = (30 + 50 * index for index in place)
-        inside = ellipse(y, x, rng.integers(9, 14), rng.integers(8, 12))
-        rgb[inside], labels[inside] = (85, 55, 130), number
-    grain = rng.integers(-8, 9, (160, 160, 1))
-    return (rgb + grain).clip(0, 255).astype(np.uint8), labels
-
-
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("patches")
@@ -67,16 +53,7 @@ def recipe(**fields: object) -> StudentRecipe:
 
 
 def distillation(patches: Path, **fields: object) -> Distillation:
-    samples = sample_slides(
-        find_sources([patches], mpp=[0.25]),
-        mpp=0.25,
-        patch_px=256,
-        patches_per_slide=1,
-        max_patches=9,
-        min_tissue=0.7,
-        seed=0,
-    )
-    return Distillation(recipe(**fields), samples, CPU)
+    return Distillation(recipe(**fields), samples_of(patches, 256), CPU)
 
 
 def test_from_the_command_line_to_a_model_that_says_who_taught_it(

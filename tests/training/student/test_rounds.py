@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.draw import ellipse
 
 from qpnuclei.errors import NotFoundError, TrainingError, UsageError
 from qpnuclei.models.checkpoint import load_model
@@ -21,6 +20,7 @@ from qpnuclei.training.student.patches import sample_slides
 from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.student.rounds import train_student
 from qpnuclei.training.student.self_training import SelfTraining
+from tests.training.student.tissue import samples_of, tissue
 
 TINY = {
     "family": "student",
@@ -39,20 +39,6 @@ TINY = {
     "vote_share": 0.9,  # so small a student cannot teach much
 }
 CPU = torch.device("cpu")
-
-
-def tissue(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Purple nuclei on pink with some grain, and where they are."""
-    rng = np.random.default_rng(seed)
-    rgb = np.full((160, 160, 3), (220, 150, 190), np.int16)
-    labels = np.zeros((160, 160), np.uint16)
-    for number, (y, x) in enumerate(
-        [(y, x) for y in (30, 80, 130) for x in (30, 80, 130)], start=1
-    ):
-        inside = ellipse(y, x, rng.integers(9, 14), rng.integers(8, 12))
-        rgb[inside], labels[inside] = (85, 55, 130), number
-    grain = rng.integers(-8, 9, (160, 160, 1))
-    return (rgb + grain).clip(0, 255).astype(np.uint8), labels
 
 
 @pytest.fixture(scope="module")
@@ -512,30 +498,14 @@ def test_patches_are_cut_into_equal_parts_without_overlap(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 255, (300, 520, 3), np.uint8)
     Image.fromarray(rgb).save(tmp_path / "wide.png")
 
-    (sample,) = sample_slides(
-        find_sources([tmp_path / "wide.png"], mpp=[0.25]),
-        mpp=0.25,
-        patch_px=256,
-        patches_per_slide=1,
-        max_patches=99,
-        min_tissue=0.7,
-        seed=0,
-    )
+    (sample,) = samples_of(tmp_path / "wide.png", 256)
 
     assert [patch.shape for patch in sample.patches] == [(300, 260, 3)] * 2
     np.testing.assert_array_equal(np.hstack(sample.patches), rgb)
 
 
 def test_many_slides_are_thinned_out(patches):
-    samples = sample_slides(
-        find_sources([patches / "images"], mpp=[0.25]),
-        mpp=0.25,
-        patch_px=80,
-        patches_per_slide=1,
-        max_patches=7,
-        min_tissue=0.7,
-        seed=0,
-    )
+    samples = samples_of(patches / "images", 80, max_patches=7)
 
     assert sum(len(sample.patches) for sample in samples) == 7  # of 3 times 4
     assert len({sample.name for sample in samples}) == len(samples)
@@ -547,15 +517,7 @@ def test_whole_slides_are_sampled_where_tissue_is(tmp_path):
     rgb[:, :2100] = np.tile(tissue(0)[0], (4, 14, 1))[:600, :2100]
     Image.fromarray(rgb).save(tmp_path / "slide.png")
 
-    (sample,) = sample_slides(
-        find_sources([tmp_path / "slide.png"], mpp=[0.25]),
-        mpp=0.25,
-        patch_px=512,
-        patches_per_slide=3,
-        max_patches=99,
-        min_tissue=0.7,
-        seed=0,
-    )
+    (sample,) = samples_of(tmp_path / "slide.png", 512, 3)
 
     assert [patch.shape for patch in sample.patches] == [(512, 512, 3)] * 3
     assert all((patch < 240).any(axis=-1).mean() > 0.7 for patch in sample.patches)
