@@ -28,7 +28,7 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.hdab_as_he import has_dab
 from qpnuclei.slides.resolution import resolve_mpp
-from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.slide import Level, Slide, open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 
 #: QuPath version in the files; QuPath 0.4 to 0.7 open them.
@@ -36,11 +36,6 @@ QUPATH_VERSION = "0.5.1"
 #: Largest size of QuPath's thumbnails, width and height in px.
 THUMBNAIL_SIZE = (1000, 600)
 
-#: Formats that QuPath opens with OpenSlide; it uses Bio-Formats for all others.
-_OPENSLIDE_SUFFIXES = frozenset(
-    {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"}
-)
-_TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _RGB_CHANNELS = (("Red", (255, 0, 0)), ("Green", (0, 255, 0)), ("Blue", (0, 0, 255)))
 
 
@@ -51,31 +46,33 @@ class NewImage:
     Parameters
     ----------
     path : Path
-    width, height : int
-        Level-0 size in QuPath's frame, px.
+    levels : sequence of Level
+        The levels that QuPath's reader has, largest first, in QuPath's frame.
     thumbnail : (h, w, 3) uint8 ndarray
         Overview of the slide; reduced if larger than QuPath's thumbnails.
     calibration : PixelCalibration
-    downsamples : sequence of float
-        Downsample of each pyramid level; the first is 1.0.
     magnification : float or None
         Objective magnification; None if the slide does not state it.
     tile_width, tile_height : int
         Size of the slide's tiles, px.
     name : str, optional
         Name in QuPath's image list; the file name by default.
+    openslide : bool
+        Whether QuPath should open the file with OpenSlide; otherwise with Bio-Formats.
+    series : int
+        Number of the image in the file, for Bio-Formats.
     """
 
     path: Path
-    width: int
-    height: int
+    levels: Sequence[Level]
     thumbnail: npt.NDArray[np.uint8]
     calibration: PixelCalibration = field(default_factory=PixelCalibration)
-    downsamples: Sequence[float] = (1.0,)
     magnification: float | None = None
     tile_width: int = 512
     tile_height: int = 512
     name: str | None = None
+    openslide: bool = False
+    series: int = 0
 
 
 def describe_slides(
@@ -164,16 +161,29 @@ def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
         except MppError:
             if given is not None:
                 raise
+        openslide = _levels_if_openslide(slide)
         return NewImage(
             path=path.absolute(),
-            width=slide.width,
-            height=slide.height,
+            levels=openslide or slide.levels_of_bio_formats(),
             thumbnail=slide.thumbnail(*THUMBNAIL_SIZE),
             calibration=calibration,
-            downsamples=[level.downsample for level in slide.levels],
             magnification=slide.magnification,
             name=name,
+            openslide=bool(openslide),
+            series=slide.image_number or 0,
         )
+
+
+def _levels_if_openslide(slide: Slide) -> Sequence[Level]:
+    """Return the levels of OpenSlide if QuPath should open the slide with it; otherwise none.
+
+    QuPath tries OpenSlide first, except for an OME-TIFF. Here, a generic TIFF is also left to
+    Bio-Formats if OpenSlide has only one level of it, which may be one of several colour planes.
+    """
+    if slide.image_number is not None or slide.path.stem.lower().endswith(".ome"):
+        return ()
+    levels = slide.levels_of_openslide()
+    return levels if slide.vendor is not None or len(levels) > 1 else ()
 
 
 def stage_image(
@@ -216,7 +226,7 @@ def stage_image(
     )
     path = project_file.data_file(folder, str(number))
     staged, _ = transaction.stage(path, data_file.write)
-    size = {"width": image.width, "height": image.height, "sizeC": 3, "sizeZ": 1, "sizeT": 1}
+    size = {**_size_of(image.levels[0]), "sizeC": 3, "sizeZ": 1, "sizeT": 1}
     summary = {
         "timestamp": staged.stat().st_mtime_ns // 1_000_000,
         "imageType": image_type,
@@ -244,20 +254,12 @@ def entry_json(number: int, image: NewImage) -> dict[str, Any]:
 
 
 def server_builder(image: NewImage) -> dict[str, Any]:
-    """Return the ``serverBuilder`` JSON of a slide, with the reader that QuPath would choose."""
-    suffix = image.path.suffix.lower()
-    openslide = suffix in _OPENSLIDE_SUFFIXES or (
-        # OpenSlide reads only tiled TIFFs; TIFFs with a pyramid are tiled. QuPath opens OME-TIFF
-        # with Bio-Formats.
-        suffix in _TIFF_SUFFIXES
-        and len(image.downsamples) > 1
-        and not image.path.stem.lower().endswith(".ome")
-    )
+    """Return the ``serverBuilder`` JSON of a slide."""
     return {
         "builderType": "uri",
-        "providerClassName": OPENSLIDE_BUILDER if openslide else BIO_FORMATS_BUILDER,
+        "providerClassName": OPENSLIDE_BUILDER if image.openslide else BIO_FORMATS_BUILDER,
         "uri": file_uri(image.path),
-        "args": [] if openslide else ["--series", "0"],
+        "args": [] if image.openslide else ["--series", str(image.series)],
         "metadata": _metadata(image),
     }
 
@@ -267,25 +269,17 @@ def _metadata(image: NewImage) -> dict[str, Any]:
     magnification = {} if image.magnification is None else {"magnification": image.magnification}
     return {
         "name": image.name or image.path.name,
-        "width": image.width,
-        "height": image.height,
+        **_size_of(image.levels[0]),
         "sizeZ": 1,
         "sizeT": 1,
         "channelType": "DEFAULT",
         "isRGB": True,
         "pixelType": "UINT8",
-        "levels": [
-            {
-                "downsample": float(downsample),
-                "width": int(image.width / downsample),
-                "height": int(image.height / downsample),
-            }
-            for downsample in image.downsamples
-        ],
+        "levels": [{"downsample": level.downsample, **_size_of(level)} for level in image.levels],
         "channels": [{"name": name, "color": packed_rgb(*rgb)} for name, rgb in _RGB_CHANNELS],
         "pixelCalibration": {
-            "pixelWidth": _size(calibration.width_um),
-            "pixelHeight": _size(calibration.height_um),
+            "pixelWidth": _pixel_size(calibration.width_um),
+            "pixelHeight": _pixel_size(calibration.height_um),
             "zSpacing": {"value": 1.0, "unit": "z-slice"},
             "timeUnit": "SECONDS",
             "timepoints": [],
@@ -296,7 +290,11 @@ def _metadata(image: NewImage) -> dict[str, Any]:
     }
 
 
-def _size(um: float | None) -> Mapping[str, Any]:
+def _size_of(level: Level) -> dict[str, int]:
+    return {"width": level.width, "height": level.height}
+
+
+def _pixel_size(um: float | None) -> Mapping[str, Any]:
     return {"value": 1.0, "unit": "px"} if um is None else {"value": um, "unit": "\u00b5m"}
 
 

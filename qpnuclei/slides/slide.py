@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from qpnuclei.slides.colour_profile import to_srgb
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.readers import open_reader
+from qpnuclei.slides.readers import open_reader, openslide
 from qpnuclei.slides.readers.memory import ArrayReader
 from qpnuclei.slides.readers.reader import SlideReader, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
@@ -113,6 +114,9 @@ class Slide:
         ID shared by all files of one slide (DICOM); None if the slide is a single file.
     levels : tuple of Level
         Largest first.
+    image_number : int or None
+        Number of the image in an OME-TIFF, from 0, chosen by `series` or by default; None in other
+        formats.
     vendor : str or None
         For example ``"aperio"``; None for generic TIFF and plain images.
     """
@@ -131,6 +135,7 @@ class Slide:
         self.magnification = reader.magnification
         self.vendor = reader.vendor
         self.slide_id = reader.slide_id
+        self.image_number = reader.series
         self._reader = reader
         self.crop_to_bounds, self.series, self.apply_icc = crop_to_bounds, series, apply_icc
         self._to_srgb = to_srgb(path, reader.icc_profile) if apply_icc else None
@@ -141,12 +146,7 @@ class Slide:
             x, y, self.width, self.height = reader.bounds
         self._origin = x, y
         self._pixel_sizes = [_pixel_size((full_width, full_height), size) for size in reader.sizes]
-        self.levels = tuple(
-            Level((sx + sy) / 2, width, height)
-            if (self.width, self.height) == (full_width, full_height)
-            else Level((sx + sy) / 2, round(self.width / sx), round(self.height / sy))
-            for (sx, sy), (width, height) in zip(self._pixel_sizes, reader.sizes, strict=True)
-        )
+        self.levels = self._levels(reader.sizes)
 
     def __repr__(self) -> str:
         return f"Slide({str(self.path)!r}, {self.width}x{self.height} px, mpp={self.mpp})"
@@ -164,6 +164,53 @@ class Slide:
         """Close the file."""
         with self._lock:
             self._reader.close()
+
+    def levels_of_openslide(self) -> tuple[Level, ...]:
+        """Return the levels that OpenSlide has, up to the first that shows something else.
+
+        They may be others than `levels`: OpenSlide does not know all levels that qpnuclei reads,
+        and knows more of some formats.
+
+        Returns
+        -------
+        tuple of Level
+            Largest first; empty if OpenSlide cannot open the file, or reads another image of it.
+        """
+        with reading(self.path):
+            sizes = openslide.level_sizes(self.path)
+        same = sizes[:1] == list(self._reader.sizes[:1])
+        return self._levels(self._before_unused(sizes)) if same else ()
+
+    def levels_of_bio_formats(self) -> tuple[Level, ...]:
+        """Return the levels that Bio-Formats has, up to the first that shows something else.
+
+        Of a TIFF that is no OME-TIFF, Bio-Formats need not know more than the first.
+
+        Returns
+        -------
+        tuple of Level
+            Largest first.
+        """
+        sizes = self._reader.sizes if self.image_number is not None else self._reader.sizes[:1]
+        return self._levels(self._before_unused(sizes))
+
+    def _before_unused(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the sizes of levels that are larger than any page that is no level.
+
+        Other programs count that page as a level, and so number the smaller ones differently.
+        """
+        widest = max((width for width, _ in self._reader.unused_sizes), default=0)
+        return [*sizes[:1], *(size for size in sizes[1:] if size[0] > widest)]
+
+    def _levels(self, sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
+        """Describe levels of these sizes; they are cropped if the slide is."""
+        levels = []
+        for width, height in sizes:
+            sx, sy = _pixel_size(self._reader.sizes[0], (width, height))
+            if (self.width, self.height) != self._reader.sizes[0]:
+                width, height = round(self.width / sx), round(self.height / sy)
+            levels.append(Level((sx + sy) / 2, width, height))
+        return tuple(levels)
 
     def read(
         self,

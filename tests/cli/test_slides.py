@@ -19,12 +19,14 @@ from PIL import Image
 
 import qpnuclei as package
 from qpnuclei.errors import LockedError, NotFoundError, UsageError
+from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from qpnuclei.system.locks import locked
 from tests.cli.conftest import Outcome, tree
 from tests.cli.test_one_bad_apple import annotate
+from tests.slides.pictures import edit_ome, without_planes, write_ome
 
 Call = Callable[..., Outcome]
 
@@ -476,6 +478,26 @@ def test_project_add(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
     (slides / "broken.tif").write_bytes(b"II*\0")
     assert qpnuclei("project", "add", project, slides).exit_code == 1
     assert len(open_project(project).images) == 3
+
+
+def test_an_ome_tiff_whose_first_image_has_no_pixels(tmp_path: Path, qpnuclei: Call) -> None:
+    with Image.open(paint(tmp_path / "a.png", (80, 80), (170, 160))) as image:
+        pixels = np.asarray(image)
+    slide = write_ome(tmp_path / "x.ome.tif", (pixels[:32], "label", 1.0), (pixels, "b", 0.25))
+    edit_ome(slide, lambda xml: without_planes(xml, 0))
+    results = tmp_path / "results"
+    assert qpnuclei("run", slide, "-o", results, *RUN).exit_code == 0
+    assert counts(results / "counts.csv") == {"x.ome.tif": 2}
+    assert qpnuclei("project", "create", tmp_path / "created", slide).exit_code == 0
+    for project in (
+        open_project(results),
+        open_project(tmp_path / "created"),
+        package.create_project(tmp_path / "p", [slide]),
+    ):
+        (entry,) = open_project(project.path).images
+        assert entry.server.args == ("--series", "1")
+        with open_image(entry) as opened:
+            np.testing.assert_array_equal(opened.read(0, 0, 256, 256), pixels)
 
 
 def test_project_add_of_haematoxylin_and_dab(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:

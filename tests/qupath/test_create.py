@@ -9,8 +9,9 @@ from PIL import Image
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.qupath.create import create_project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.new_image import NewImage, server_builder
+from qpnuclei.qupath.new_image import NewImage
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.slide import Level
 from qpnuclei.slides.stains import DEFAULT_HE
 from qpnuclei.system.files import temporary_prefix
 from qpnuclei.system.processes import Process
@@ -22,7 +23,8 @@ def slide(folder, file_name="a slide.svs", **options):
     path.touch()
     thumbnail = np.full((700, 2000, 3), 240, np.uint8)
     calibration = PixelCalibration(0.25, 0.26)
-    return NewImage(path, 40_000, 14_001, thumbnail, calibration, (1.0, 4.0), 40.0, **options)
+    levels = [Level(1.0, 40_000, 14_001), Level(4.0, 10_000, 3500)]
+    return NewImage(path, levels, thumbnail, calibration, 40.0, **options)
 
 
 def test_new_project_is_what_qupath_would_make(tmp_path):
@@ -61,27 +63,6 @@ def test_new_data_files_are_laid_out_as_qupaths(tmp_path):
     assert found["workflow"] == []
     assert found["root"]["children"] == []
     assert "id" in found["root"]
-
-
-@pytest.mark.parametrize(
-    ("name", "downsamples", "provider"),
-    [
-        ("x.SVS", (1.0,), "Openslide"),
-        ("x.tif", (1.0, 4.0), "Openslide"),
-        ("x.tif", (1.0,), "BioFormats"),
-        ("x.ome.tif", (1.0, 4.0), "BioFormats"),
-        ("x.png", (1.0,), "BioFormats"),
-    ],
-)
-def test_reader_is_chosen_as_qupath_does(name, downsamples, provider, tmp_path):
-    image = NewImage(
-        tmp_path / name, 10, 10, np.zeros((1, 1, 3), np.uint8), downsamples=downsamples
-    )
-    builder = server_builder(image)
-    assert f".{provider}ServerBuilder" in builder["providerClassName"]
-    assert builder["args"] == ([] if provider == "Openslide" else ["--series", "0"])
-    size = builder["metadata"]["pixelCalibration"]["pixelWidth"]
-    assert size == {"value": 1.0, "unit": "px"}  # no calibration is no calibration
 
 
 def test_a_folder_with_content_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Images whose pixels encode their position, and small slides of them."""
 
+import re
+
 import numpy as np
 import tifffile
 from PIL import Image
@@ -38,3 +40,26 @@ def write_pyramid(path, levels, **options):
 def write_png(path, pixels, **options):
     Image.fromarray(pixels).save(path, **options)
     return path
+
+
+def write_ome(path, *images):
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for pixels, name, mpp in images:
+            tiff.write(
+                pixels, photometric="rgb", tile=(64, 64),
+                metadata={"axes": "YXS", "Name": name, "PhysicalSizeX": mpp, "PhysicalSizeY": mpp},
+            )  # fmt: skip
+    return path
+
+
+def edit_ome(path, edit):
+    with tifffile.TiffFile(path) as tiff:
+        xml = tiff.ome_metadata
+    tifffile.tiffcomment(path, edit(xml).encode())
+
+
+def without_planes(xml, number):
+    image = re.findall("<Image .*?</Image>", xml, re.DOTALL)[number]
+    empty = re.sub("<TiffData.*?(/>|</TiffData>)", "<MetadataOnly/>", image, flags=re.DOTALL)
+    assert empty != image
+    return xml.replace(image, empty)

@@ -147,7 +147,8 @@ class InMemory:
 
     vendor = "mirax"
     mpp = (0.25, 0.25)
-    magnification = slide_id = icc_profile = None
+    magnification = slide_id = icc_profile = series = None
+    unused_sizes = ()
 
     def __init__(self, levels, bounds):
         self._levels, self.bounds = levels, bounds

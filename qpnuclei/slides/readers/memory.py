@@ -16,10 +16,13 @@ class ArrayReader:
         µm/px in x and y.
     magnification : float, optional
     icc_profile : bytes, optional
+    series : int, optional
+        Number of the image in an OME-TIFF.
     """
 
     bounds = None
     slide_id = None
+    unused_sizes = ()
 
     def __init__(
         self,
@@ -29,12 +32,14 @@ class ArrayReader:
         mpp: tuple[float, float] | None = None,
         magnification: float | None = None,
         icc_profile: bytes | None = None,
+        series: int | None = None,
     ) -> None:
         self._rgb = rgb
         self.vendor = vendor
         self.mpp = mpp
         self.magnification = magnification
         self.icc_profile = icc_profile
+        self.series = series
         self.sizes = [(rgb.shape[1], rgb.shape[0])]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:

@@ -111,6 +111,20 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
         raise
 
 
+def level_sizes(path: Path) -> list[tuple[int, int]]:
+    """Return (width, height) of each level that OpenSlide has; none if it cannot open the file.
+
+    Of formats in several files, the folder must have been checked: `open_with_openslide` does so.
+    """
+    import openslide
+
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return list(slide.level_dimensions)
+    except openslide.OpenSlideError:
+        return []
+
+
 def _check_folder(path: Path, kind: Format) -> None:
     """Raise if the folder has a pipe or device: OpenSlide could open it and hang."""
     if not kind.folder:
@@ -136,6 +150,9 @@ class OpenSlideReader:
 
     #: Width and height of the blocks in which levels with a fractional downsample are read, in px.
     _BLOCK = 1024
+
+    series = None
+    unused_sizes = ()
 
     def __init__(self, slide: openslide.OpenSlide) -> None:
         self._slide = slide

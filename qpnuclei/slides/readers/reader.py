@@ -79,6 +79,14 @@ class SlideReader(Protocol):
     def slide_id(self) -> str | None:
         """ID shared by all files of one slide; None if the slide is a single file."""
 
+    @property
+    def series(self) -> int | None:
+        """Number of the image in an OME-TIFF, from 0; None in other formats."""
+
+    @property
+    def unused_sizes(self) -> Sequence[tuple[int, int]]:
+        """(width, height) of pages that look like levels, but show something else."""
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """Return a region of whole level pixels; it must lie within the level."""
 

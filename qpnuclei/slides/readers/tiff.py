@@ -103,7 +103,7 @@ def _format_of_openslide(tiff: tifffile.TiffFile) -> openslide.Format | None:
 def _open_series(
     path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
 ) -> SlideReader:
-    series, described = _chosen_series(path, tiff, ome, number)
+    series, described, chosen = _chosen_series(path, tiff, ome, number)
     _check_complete(path, series.levels)
     _warn_of_other_images(path, tiff, series)
     images = [_level(path, level, described) for level in series.levels]
@@ -122,8 +122,12 @@ def _open_series(
                 mpp=metadata.mpp,
                 magnification=metadata.magnification,
                 icc_profile=profile,
+                series=chosen,
             )
-    reader = TiffReader(tiff, matching_levels(path, images))
+    levels = matching_levels(path, images)
+    reader = TiffReader(tiff, levels)
+    reader.series = chosen
+    reader.unused_sizes = [image.size for image in images if image not in levels]
     reader.vendor, reader.mpp = metadata.vendor, metadata.mpp
     reader.magnification = metadata.magnification
     reader.icc_profile = icc_profile(series.keyframe)
@@ -132,8 +136,8 @@ def _open_series(
 
 def _chosen_series(
     path: Path, tiff: tifffile.TiffFile, ome: OmeXml | None, number: int | None
-) -> tuple[tifffile.TiffPageSeries, OmeImage | None]:
-    """Return the requested image, and what OME-XML says about it.
+) -> tuple[tifffile.TiffPageSeries, OmeImage | None, int | None]:
+    """Return the requested image, what OME-XML says about it, and its number in an OME-TIFF.
 
     By default, this is the first image, if that is the slide. The images of an OME-TIFF are
     numbered as in Bio-Formats. In other files, tifffile and Bio-Formats may number them
@@ -157,19 +161,19 @@ def _chosen_series(
         images = [image for image in ome.images if image.pages] or ome.images if ome else []
         if images and images[0].size != _size(every[0]):
             raise _contradiction(path, every, images)
-        return every[0], images[0] if images else None
+        return every[0], images[0] if images else None, None
     described = _described(path, every, ome)
     if number is None:
         first = ome.images[described[0]]
         if any(image.pages for image in ome.images[: described[0]]):
             raise _contradiction(path, every, ome.images)
         _check_first_is_the_slide(path, tiff, every, described)
-        return every[0], first
+        return every[0], first, described[0]
     if number not in described:
         count = len(ome.images)
         reason = f"it has {count}" if number >= count else "the file has no pixels of it"
         raise SlideError(f"series {number} of {path} cannot be read: {reason}", _SAVE_SEPARATELY)
-    return every[described.index(number)], ome.images[number]
+    return every[described.index(number)], ome.images[number], number
 
 
 def _described(path: Path, every: Sequence[tifffile.TiffPageSeries], ome: OmeXml) -> list[int]:
@@ -350,6 +354,8 @@ class TiffReader:
         self.mpp: tuple[float, float] | None = None
         self.magnification: float | None = None
         self.icc_profile: bytes | None = None
+        self.series: int | None = None
+        self.unused_sizes: Sequence[tuple[int, int]] = ()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """Return a region of whole level pixels; tiles that the file leaves out are white."""

@@ -1,7 +1,6 @@
 """Odd but legal TIFFs: colours, axes, metadata, levels, series."""
 
 import logging
-import re
 import struct
 import tracemalloc
 
@@ -18,7 +17,14 @@ from qpnuclei.errors import SlideError
 from qpnuclei.slides.readers import levels as levels_module
 from qpnuclei.slides.slide import open_slide
 from tests.paths import SHARED
-from tests.slides.pictures import picture, reduced, write_pyramid
+from tests.slides.pictures import (
+    edit_ome,
+    picture,
+    reduced,
+    without_planes,
+    write_ome,
+    write_pyramid,
+)
 
 ODD = SHARED / "data" / "slides-odd"
 
@@ -572,16 +578,6 @@ def test_a_tile_that_cannot_be_decoded_costs_only_its_place(tmp_path):
 # --- series ------------------------------------------------------------------------------------
 
 
-def write_ome(path, *images):
-    with tifffile.TiffWriter(path, ome=True) as tiff:
-        for pixels, name, mpp in images:
-            tiff.write(
-                pixels, photometric="rgb", tile=(64, 64),
-                metadata={"axes": "YXS", "Name": name, "PhysicalSizeX": mpp, "PhysicalSizeY": mpp},
-            )  # fmt: skip
-    return path
-
-
 def test_the_series_that_is_asked_for(tmp_path):
     first, second = picture(256, 192, 1), picture(192, 128, 2)
     path = write_ome(tmp_path / "x.ome.tif", (first, "scene 1", 0.25), (second, "scene 2", 0.5))
@@ -604,19 +600,6 @@ def test_a_label_or_a_part_as_first_series_is_refused(tmp_path, first, size):
     with pytest.raises(SlideError, match=r"the first .* is a label, an overview or a part"):
         open_slide(path)
     np.testing.assert_array_equal(pixels_of(path, series=1), slide)
-
-
-def edit_ome(path, edit):
-    with tifffile.TiffFile(path) as tiff:
-        xml = tiff.ome_metadata
-    tifffile.tiffcomment(path, edit(xml).encode())
-
-
-def without_planes(xml, number):
-    image = re.findall("<Image .*?</Image>", xml, re.DOTALL)[number]
-    empty = re.sub("<TiffData.*?(/>|</TiffData>)", "<MetadataOnly/>", image, flags=re.DOTALL)
-    assert empty != image
-    return xml.replace(image, empty)
 
 
 @pytest.mark.parametrize("empty", [0, 1])

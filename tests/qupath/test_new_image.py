@@ -1,0 +1,145 @@
+from functools import partial
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from qpnuclei.qupath import images
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.new_image import describe_slides, server_builder
+from tests.slides.pictures import (
+    edit_ome,
+    picture,
+    reduced,
+    without_planes,
+    write_ome,
+    write_png,
+    write_pyramid,
+)
+
+FULL = picture(515, 389, 1)
+HALF, QUARTER = reduced(FULL, 2), reduced(FULL, 4)
+OTHER = 255 - HALF
+APERIO = "Aperio Image Library v1\n515x389 (64x64) JPEG/RGB Q=70|AppMag = 40|MPP = 0.25"
+
+
+def builder_of(path):
+    """Return the builder of a new image, after its project was read and the image opened."""
+    ((image,), errors) = describe_slides([path])
+    assert errors == []
+    (entry,) = create_from_slides(path.parent / "p", [path]).images
+    with images.open_image(entry) as slide:
+        assert (slide.width, slide.height) == (515, 389)
+        assert np.abs(slide.read(0, 0, 515, 389).astype(int) - FULL).mean() < 1
+    return server_builder(image)
+
+
+def sizes(builder):
+    return [(level["width"], level["height"]) for level in builder["metadata"]["levels"]]
+
+
+def with_subifds(path, *levels, ome):
+    with tifffile.TiffWriter(path, ome=ome) as tiff:
+        for number, level in enumerate(levels):
+            options = {"subfiletype": 1} if number else {"subifds": len(levels) - 1}
+            tiff.write(level, photometric="rgb", tile=(64, 64), **options)
+    return path
+
+
+def write_compressed(codec, folder):
+    return write_pyramid(folder / "x.tif", [FULL, HALF], compression=codec)
+
+
+def aperio(path, *levels):
+    with tifffile.TiffWriter(path) as tiff:
+        for level in levels:
+            tiff.write(level, photometric="rgb", tile=(64, 64), metadata=None, description=APERIO)
+    return path
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: write_pyramid(folder / "x.tif", [FULL, HALF, QUARTER]),
+        lambda folder: write_pyramid(folder / "x.TIFF", [FULL, HALF], compression="zlib"),
+        # A factor that tifffile takes for no level.
+        lambda folder: write_pyramid(folder / "x.tif", [FULL, FULL[::3, ::3], QUARTER[::2, ::2]]),
+        lambda folder: aperio(folder / "x.svs", FULL, reduced(FULL, 4)),
+        # Levels with a pixel for the incomplete blocks at the border.
+        lambda folder: aperio(folder / "x.svs", FULL, FULL[::4, ::4], FULL[::16, ::16]),
+        lambda folder: aperio(folder / "x.SVS", FULL),
+    ],
+)
+def test_openslide_is_named_with_its_own_levels(tmp_path, write):
+    path = write(tmp_path)
+    builder = builder_of(path)
+    assert builder["providerClassName"] == images.OPENSLIDE_BUILDER
+    assert builder["args"] == []
+    # QuPath passes the numbers of the levels on to OpenSlide.
+    with openslide.OpenSlide(path) as slide:
+        assert sizes(builder) == list(slide.level_dimensions)
+    for level in builder["metadata"]["levels"]:
+        assert abs(level["width"] * level["downsample"] - 515) < level["downsample"]
+        assert abs(level["height"] * level["downsample"] - 389) < level["downsample"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(
+            partial(write_compressed, codec)
+            for codec in ("jpegxl", "jpegxr", "webp", "png", "lzma", "jpeg2000")
+        ),
+        lambda folder: write_pyramid(folder / "x.tif", [FULL, HALF], tile=None),
+        lambda folder: write_pyramid(folder / "x.svs", [FULL], tile=None),
+        lambda folder: write_png(folder / "x.svs", FULL, format="PNG"),
+        lambda folder: write_png(folder / "x.png", FULL),
+        lambda folder: write_pyramid(folder / "x.tif", [FULL]),
+        lambda folder: with_subifds(folder / "x.tif", FULL, HALF, QUARTER, ome=False),
+        # QuPath prefers Bio-Formats by this name.
+        lambda folder: write_pyramid(folder / "x.ome.tif", [FULL, HALF]),
+        # OpenSlide would show the second page as a level, and give the third another number.
+        lambda folder: write_pyramid(folder / "x.tif", [FULL, OTHER, QUARTER]),
+    ],
+)
+def test_bio_formats_is_named_where_openslide_has_no_levels(tmp_path, write):
+    builder = builder_of(write(tmp_path))
+    assert builder["providerClassName"] == images.BIO_FORMATS_BUILDER
+    assert builder["args"] == ["--series", "0"]
+    # Bio-Formats takes only sub-IFDs of an OME-TIFF for levels.
+    assert sizes(builder) == [(515, 389)]
+
+
+def test_openslide_has_the_levels_before_a_page_that_is_none(tmp_path):
+    path = write_pyramid(tmp_path / "x.tif", [FULL, HALF, 255 - QUARTER])
+    builder = builder_of(path)
+    assert builder["providerClassName"] == images.OPENSLIDE_BUILDER
+    assert sizes(builder) == [(515, 389), (257, 194)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ((FULL, HALF, QUARTER), [(515, 389), (257, 194), (128, 97)]),
+        # Bio-Formats has the second one, too, so it gives the third another number.
+        ((FULL, OTHER, QUARTER), [(515, 389)]),
+        ((FULL, HALF, 255 - QUARTER), [(515, 389), (257, 194)]),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.tif", "x.ome.tif"])
+def test_bio_formats_has_the_levels_of_an_ome_tiff(tmp_path, levels, expected, name):
+    builder = builder_of(with_subifds(tmp_path / name, *levels, ome=True))
+    assert builder["providerClassName"] == images.BIO_FORMATS_BUILDER
+    assert sizes(builder) == expected
+
+
+def test_a_file_without_pixel_size_is_not_calibrated(tmp_path):
+    size = builder_of(write_png(tmp_path / "x.png", FULL))["metadata"]["pixelCalibration"]
+    assert size["pixelWidth"] == size["pixelHeight"] == {"value": 1.0, "unit": "px"}
+
+
+def test_the_number_of_the_image_that_was_chosen_is_stated(tmp_path):
+    path = write_ome(tmp_path / "x.ome.tif", (picture(64, 48), "a", 1.0), (FULL, "b", 0.25))
+    edit_ome(path, lambda xml: without_planes(xml, 0))
+    assert builder_of(path)["args"] == ["--series", "1"]
