@@ -16,7 +16,7 @@ from qpnuclei.slides.colour_profile import to_srgb
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.readers import open_reader, openslide
 from qpnuclei.slides.readers.memory import ArrayReader
-from qpnuclei.slides.readers.reader import SlideReader, reading
+from qpnuclei.slides.readers.reader import SlideReader, needing_packages, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
 
 
@@ -176,7 +176,7 @@ class Slide:
         tuple of Level
             Largest first; empty if OpenSlide cannot open the file, or reads another image of it.
         """
-        with reading(self.path):
+        with needing_packages(self.path), reading(self.path):
             sizes = openslide.level_sizes(self.path)
         same = sizes[:1] == list(self._reader.sizes[:1])
         return self._levels(self._before_unused(sizes)) if same else ()
@@ -295,7 +295,7 @@ class Slide:
                 self._read_into(region[:, :half], x, y, downsample, level)
                 self._read_into(region[:, half:], x + half, y, downsample, level)
             return
-        with self._lock, reading(self.path, "cannot be decoded"):
+        with self._lock, needing_packages(self.path), reading(self.path, "cannot be decoded"):
             source = self._reader.read(
                 level, columns.first, rows.first, source_width, source_height
             )

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.readers import openslide, plain, tiff
-from qpnuclei.slides.readers.reader import CONVERT, SlideReader, reading
+from qpnuclei.slides.readers.reader import CONVERT, SlideReader, needing_packages, reading
 
 __all__ = ["check_regular_file", "open_reader"]
 
@@ -73,12 +73,13 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
         head = file.read(132)
     if not head:
         raise SlideError(f"{path} is empty (0 bytes)", "copy the slide again")
-    if suffix in openslide.FORMATS or head[128:] == b"DICM":
-        return openslide.open_format(path, ".dcm" if head[128:] == b"DICM" else suffix, series)
-    if head.startswith(tiff.SIGNATURES):
-        return tiff.open_tiff(path, series)
-    if head.startswith(plain.SIGNATURES):
-        return plain.open_plain(path, series)
+    with needing_packages(path):
+        if suffix in openslide.FORMATS or head[128:] == b"DICM":
+            return openslide.open_format(path, ".dcm" if head[128:] == b"DICM" else suffix, series)
+        if head.startswith(tiff.SIGNATURES):
+            return tiff.open_tiff(path, series)
+        if head.startswith(plain.SIGNATURES):
+            return plain.open_plain(path, series)
     raise SlideError(f"{path} is not a known image format (it begins with {head[:16]!r})", CONVERT)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from qpnuclei.errors import SlideError
+from qpnuclei.errors import SlideError, short_reason
 from qpnuclei.slides.pixels import RGB
 
 #: Hint for files that cannot be read.
@@ -41,6 +41,8 @@ _UNREADABLE = (
     struct.error,
     tifffile.TiffFileError,  # not a ValueError in older versions
 )
+#: Packages whose modules have another name.
+_PACKAGES = {"openslide": "openslide-python openslide-bin", "PIL": "pillow"}
 #: Number of pixels that are composed over white at once; limits the memory for 16-bit copies.
 _COMPOSED_PIXELS = 2**22
 
@@ -108,6 +110,22 @@ def reading(path: Path, trouble: str = "cannot be read", hint: str = _COPY_AGAIN
             reason = str(error).strip().splitlines() or [type(error).__name__]
             what += f": {reason[0]}"
         raise SlideError(what, hint) from error
+
+
+@contextmanager
+def needing_packages(path: Path) -> Iterator[None]:
+    """Turn the error about a missing package into a `SlideError` that names file and package.
+
+    `reading` lets it pass: where damaged metadata or a damaged level is no error, this is one.
+    """
+    try:
+        yield
+    except ImportError as error:
+        module = (error.name or "imagecodecs").partition(".")[0]  # only its errors have no name
+        raise SlideError(
+            f"{path} needs a package that is missing or incomplete: {short_reason(error)}",
+            f"pip install --force-reinstall {_PACKAGES.get(module, module)}",
+        ) from error
 
 
 @lru_cache(maxsize=4096)

@@ -304,7 +304,26 @@ def _level(path: Path, level: tifffile.TiffPageSeries, described: OmeImage | Non
         )
     if planes == 1 and page.photometric != _PALETTE:
         warn_once(_log, f"{path} is grey: haematoxylin and eosin cannot be distinguished")
+    if not _has_decoder(page.compression):
+        raise SlideError(
+            f"{path} is compressed as {enum_name(tifffile.COMPRESSION, page.compression)}, and the "
+            "package imagecodecs, which decodes it, is missing or incomplete",
+            "pip install --force-reinstall imagecodecs",
+        )
     return TiffLevel(path, pages, planes if apart else 1, convert)
+
+
+def _has_decoder(compression: int) -> bool:
+    """Return whether the decoder is installed; imagecodecs may lack some of its decoders."""
+    try:
+        tifffile.TIFF.DECOMPRESSORS[compression](b"")
+    except ImportError:
+        return False
+    except KeyError as error:
+        return error.__cause__ is None  # otherwise tifffile found no function of imagecodecs
+    except Exception:  # noqa: BLE001 - it ran: nothing is no image
+        return True
+    return True
 
 
 def _planes_are_red_green_blue(page: Any, described: OmeImage | None) -> bool:

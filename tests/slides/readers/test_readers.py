@@ -1,6 +1,8 @@
 """The choice of the reader, and files that no reader opens."""
 
 import os
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -97,3 +99,73 @@ def test_a_large_transparent_image_is_composed_in_parts(tmp_path, monkeypatch):
     with open_slide(tmp_path / "x.png") as slide:
         difference = slide.read(0, 0, 64, 48).astype(int) - expected
     assert np.abs(difference).max() <= 1
+
+
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in sys.argv[2:]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from pathlib import Path
+from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers import open_reader
+
+try:
+    print(open_reader(Path(sys.argv[1])).sizes)
+except SlideError as error:
+    print(error.what)
+    print(error.hint)
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "compression", "name"),
+    [
+        ("imagecodecs._webp", "webp", "WEBP"),
+        ("imagecodecs._jpeg8", "jpeg", "JPEG"),
+        ("imagecodecs._zstd", "zstd", "ZSTD"),
+        ("imagecodecs", "webp", "WEBP"),
+        ("imagecodecs", "lzw", "LZW"),
+    ],
+)
+def test_a_missing_decoder_is_named(tmp_path, missing, compression, name):
+    path = write_pyramid(tmp_path / "x.tif", [picture(128, 96)], compression=compression)
+    assert without(path, missing) == [
+        f"{path} is compressed as {name}, and the package imagecodecs, which decodes it, is "
+        "missing or incomplete",
+        "pip install --force-reinstall imagecodecs",
+    ]
+
+
+def test_files_that_need_no_missing_package_are_read(tmp_path):
+    path = write_pyramid(tmp_path / "x.tif", [picture(128, 96)], compression="zlib")
+    assert without(path, "imagecodecs", "openslide") == ["[(128, 96)]"]
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "name"),
+    [
+        ("openslide", "openslide-python openslide-bin", "x.mrxs"),
+        ("PIL", "pillow", "x.png"),
+    ],
+)
+def test_a_missing_package_is_named(tmp_path, module, package, name):
+    path = tmp_path / name
+    write_png(path, picture(64, 48), format="PNG")
+    assert without(path, module) == [
+        f"{path} needs a package that is missing or incomplete: No module named {module!r}",
+        f"pip install --force-reinstall {package}",
+    ]
+
+
+def without(path, *modules):
+    """Return what opening a file prints where modules are missing."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, path, *modules],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
