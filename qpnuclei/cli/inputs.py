@@ -54,6 +54,25 @@ class Inputs:
         return cls(projects, slides, results)
 
 
+def slides_named(paths: Sequence[Path]) -> list[Path]:
+    """Return the slides that files, folders and patterns name, as `find_slides` does.
+
+    Raises
+    ------
+    NotFoundError, UsageError
+        As `qpnuclei.slides.files.find_slides` raises them.
+    SlideError
+        If a folder is itself an image (Zarr): there is no reader for it.
+    """
+    from qpnuclei.slides.files import find_slides
+    from qpnuclei.slides.readers import check_format
+
+    for path in paths:
+        if path.is_dir():
+            check_format(path)
+    return find_slides(paths)
+
+
 def _check(projects: Sequence[Path], slides: Sequence[Path], results: Path | None) -> None:
     if projects and slides:
         raise UsageError(

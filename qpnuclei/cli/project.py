@@ -62,13 +62,13 @@ def create(
     For example: qpnuclei project create my-project slides/*.svs
     """
     from qpnuclei.cli.console import add_slide_failure, print_json, stdout
+    from qpnuclei.cli.inputs import slides_named
     from qpnuclei.qupath.create import create_from_slides
-    from qpnuclei.slides.files import find_slides
     from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 
     failures: list[dict[str, Any]] = []
     stains = DEFAULT_H_DAB if hdab else DEFAULT_HE
-    found = find_slides(slides)
+    found = slides_named(slides)
     project = create_from_slides(
         directory, found, mpp, stains=stains, failed=partial(add_slide_failure, failures)
     )
@@ -116,14 +116,14 @@ def add(
     For example: qpnuclei project add project.qpproj more-slides/
     """
     from qpnuclei.cli.console import add_slide_failure, print_json, stdout
+    from qpnuclei.cli.inputs import slides_named
     from qpnuclei.qupath.adding import add_slides
     from qpnuclei.qupath.project_file import find_project_file
-    from qpnuclei.slides.files import find_slides
     from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
     from qpnuclei.system.locks import locked
 
     failures: list[dict[str, Any]] = []
-    found = find_slides(slides)
+    found = slides_named(slides)
     path = find_project_file(project)
     with locked(path.parent, wait=wait, break_lock=break_lock):
         stains = DEFAULT_H_DAB if hdab else DEFAULT_HE

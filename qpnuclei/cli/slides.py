@@ -51,15 +51,15 @@ def run_slides(
         What was found as JSON types, and whether a slide failed.
     """
     from qpnuclei.cli.console import add_slide_failure
+    from qpnuclei.cli.inputs import slides_named
     from qpnuclei.cli.tables import print_unreadable
     from qpnuclei.qupath.results import ResultsFolder
-    from qpnuclei.slides.files import find_slides
 
     folder = ResultsFolder(results)
     folder.check()
     if not any(given[name] for name in _CHOICES):
         given = {**given, "tissue": True}
-    inputs = SlideInputs.of(folder, find_slides(paths), given["image"] or ())
+    inputs = SlideInputs.of(folder, slides_named(paths), given["image"] or ())
     refuse_early(inputs, given)
     asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
     readable = set(inputs.chosen_new.values())

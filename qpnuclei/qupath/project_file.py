@@ -124,10 +124,15 @@ def find_project_file(path: Path) -> Path:
         If there is no such file or folder, or the folder contains no project.
     qpnuclei.errors.UsageError
         If it is another kind of file, or the folder contains several projects.
+    qpnuclei.errors.SlideError
+        If the folder is an image (Zarr).
     """
     if path.is_dir():
         found = sorted(path.glob("*.qpproj"))
         if not found:
+            from qpnuclei.slides.readers import check_format  # imports tifffile
+
+            check_format(path)
             raise NotFoundError(
                 f"{path}: no QuPath project (*.qpproj) in this folder", "name the .qpproj file"
             )

@@ -18,7 +18,7 @@ import shapely
 from PIL import Image
 
 import qpnuclei as package
-from qpnuclei.errors import LockedError, NotFoundError, UsageError
+from qpnuclei.errors import LockedError, NotFoundError, SlideError, UsageError
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
@@ -478,6 +478,29 @@ def test_project_add(slides: Path, tmp_path: Path, qpnuclei: Call) -> None:
     (slides / "broken.tif").write_bytes(b"II*\0")
     assert qpnuclei("project", "add", project, slides).exit_code == 1
     assert len(open_project(project).images) == 3
+
+
+def test_a_folder_that_is_a_zarr_image_is_refused_by_name(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    zarr = tmp_path / "x.ome.zarr"
+    (zarr / "0").mkdir(parents=True)
+    project = package.create_project(tmp_path / "p", [slides / "a.bmp"], mpp=0.25).path
+    for command in (
+        ("run", zarr, "-o", tmp_path / "r"),
+        ("run", slides, zarr, "-o", tmp_path / "r"),
+        ("project", "create", tmp_path / "r", zarr),
+        ("project", "add", project, zarr),
+        ("info", zarr),
+        ("preview", zarr),
+    ):
+        error = qpnuclei(*command).error
+        assert isinstance(error, SlideError), command
+        assert error.what == f"{zarr} is a Zarr image, which is not supported"
+        assert "OME TIFF" in error.hint
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(SlideError, match="is a Zarr image"):
+        package.create_project(tmp_path / "r", [zarr])
 
 
 def test_an_ome_tiff_whose_first_image_has_no_pixels(tmp_path: Path, qpnuclei: Call) -> None:

@@ -28,7 +28,7 @@ from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.readers import openslide, plain, tiff
 from qpnuclei.slides.readers.reader import CONVERT, SlideReader, needing_packages, reading
 
-__all__ = ["check_regular_file", "open_reader"]
+__all__ = ["check_format", "check_regular_file", "open_reader"]
 
 #: Unsupported formats by suffix. Some files start like a TIFF, or contain an overview as TIFF.
 _UNSUPPORTED = {
@@ -65,10 +65,9 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     """
+    check_format(path)
     check_regular_file(path)
     suffix = path.suffix.lower()
-    if suffix in _UNSUPPORTED:
-        raise SlideError(f"{path} is {_UNSUPPORTED[suffix]}, which is not supported", CONVERT)
     with reading(path), path.open("rb") as file:
         head = file.read(132)
     if not head:
@@ -81,6 +80,19 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
         if head.startswith(plain.SIGNATURES):
             return plain.open_plain(path, series)
     raise SlideError(f"{path} is not a known image format (it begins with {head[:16]!r})", CONVERT)
+
+
+def check_format(path: Path) -> None:
+    """Refuse files and folders (Zarr) in known formats that have no reader.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If there is such a file or folder.
+    """
+    kind = _UNSUPPORTED.get(path.suffix.lower())
+    if kind is not None and path.exists():
+        raise SlideError(f"{path} is {kind}, which is not supported", CONVERT)
 
 
 def check_regular_file(path: Path) -> None:
