@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.qupath.project_file import is_project
+from qpnuclei.system.files import one_spelling_each
 from qpnuclei.system.patterns import files_matching, has_wildcards
 
 
@@ -42,8 +43,8 @@ class Inputs:
             projects with such a folder.
         """
         found = [place for path in paths for place in _expanded(path)]
-        projects = tuple(dict.fromkeys(path for path in found if is_project(path)))
-        slides = tuple(path for path in found if path not in projects)
+        projects = tuple(one_spelling_each(path for path in found if is_project(path)))
+        slides = tuple(path for path in found if not is_project(path))
         try:
             _check(projects, slides, results)
         except UsageError:

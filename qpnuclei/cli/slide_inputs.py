@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpnuclei.cli.running import options_of
 from qpnuclei.errors import UsageError
+from qpnuclei.system.files import resolved
 
 if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry, Project
@@ -25,6 +26,7 @@ class SlideInputs:
     ----------
     folder : ResultsFolder
     slides : sequence of Path
+        One file of each slide; that of its image, if the project has one.
     project : Project or None
         Project of the results folder; None if there is none yet.
     new : mapping of str to Path
@@ -44,11 +46,14 @@ class SlideInputs:
         cls, folder: ResultsFolder, slides: Sequence[Path], images: Sequence[str]
     ) -> SlideInputs:
         """Find out which slides the results folder has already."""
+        from qpnuclei.qupath.adding import files_of
         from qpnuclei.qupath.results import named_new_ones
+        from qpnuclei.slides.files import one_per_slide
 
         project = folder.project()
         existing = [] if project is None else project.images
-        return cls(folder, slides, project, named_new_ones(existing, slides), images)
+        given = one_per_slide(slides, files_of(existing))
+        return cls(folder, given, project, named_new_ones(existing, given), images)
 
     @property
     def images(self) -> Sequence[ImageEntry]:
@@ -155,10 +160,10 @@ class SlideInputs:
 
     @cached_property
     def _given(self) -> frozenset[Path]:
-        return frozenset(path.resolve() for path in self.slides)
+        return frozenset(map(resolved, self.slides))
 
     def _is_given(self, entry: ImageEntry) -> bool:
-        return entry.path is not None and entry.path.resolve() in self._given
+        return entry.path is not None and resolved(entry.path) in self._given
 
 
 def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ from qpnuclei.report.views import busiest
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.tissue import find_tissue
-from qpnuclei.system.files import make_writable_folder
+from qpnuclei.system.files import make_writable_folder, resolved
 from qpnuclei.system.interrupts import interrupt_postponed
 
 _log = logging.getLogger(__name__)
@@ -169,8 +169,8 @@ def _annotation(name: str, class_name: str | None, geometry: shapely.Geometry) -
 
 def _tissue(path: Path, mpp: float | None) -> shapely.Geometry:
     with open_slide(path, crop_to_bounds=True) as slide:
-        resolved, _ = resolve_mpp(mpp, None, slide.mpp, str(path))
-        tissue = find_tissue(slide, resolved)
+        true_mpp, _ = resolve_mpp(mpp, None, slide.mpp, str(path))
+        tissue = find_tissue(slide, true_mpp)
     if tissue.is_empty:
         raise SlideError(f"no tissue found in {path}", "annotate it by hand in QuPath")
     # Two decimals are what QuPath keeps of areas, too.
@@ -183,7 +183,7 @@ def _project(
     """Open the project of an earlier demonstration with this slide, or make a new one."""
     if folder.exists():
         project = open_project(folder)
-        if [entry.path for entry in project.images] != [slide.absolute()]:
+        if [e.path and resolved(e.path) for e in project.images] != [resolved(slide)]:
             raise UsageError(
                 f"{project.path} is a project of another slide than {slide}",
                 "name another folder for this demonstration",

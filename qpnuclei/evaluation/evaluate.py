@@ -51,7 +51,7 @@ from qpnuclei.segmentation.engine import (
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.system.files import check_file_target
+from qpnuclei.system.files import check_file_target, resolved
 from qpnuclei.system.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def _check_target(options: EvaluationOptions) -> None:
     target = options.write_model
     if target is None:
         return
-    if target.resolve().is_relative_to(WEIGHTS_FOLDER):
+    if resolved(target).is_relative_to(WEIGHTS_FOLDER):
         raise UsageError(
             f"--write-model {target} is in the folder of the models that come with qpnuclei",
             "these are never changed: choose another folder",

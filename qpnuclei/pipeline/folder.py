@@ -122,7 +122,7 @@ class RunFolder:
         return self._inside(self.path / "results" / f"{image.folder}.json")
 
     def _inside(self, path: Path) -> Path:
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        if not resolved(path).is_relative_to(resolved(self.path)):
             raise FormatError(f"{path} lies outside the run's folder", "plan the run again")
         return path
 

@@ -20,6 +20,7 @@ from qpnuclei.qupath.new_image import (
 )
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, digest_of_file, remove_leftovers
+from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.locks import locked
@@ -115,13 +116,14 @@ def add_slides(
 
 
 def new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> list[Path]:
-    """Return the slides that are not yet among the images of a project."""
-    known = {_real(entry.path) for entry in images if entry.path is not None}
-    return [slide for slide in slides if _real(slide) not in known]
+    """Return the slides that are not yet among the images of a project, one file of each."""
+    known = files_of(images)
+    return [slide for slide in one_per_slide(slides, known) if slide not in known]
 
 
-def _real(path: Path) -> str:
-    return str(path.resolve())
+def files_of(images: Sequence[ImageEntry]) -> list[Path]:
+    """Return the files of the images of a project, without those that are missing."""
+    return [entry.path for entry in images if entry.path is not None]
 
 
 def _free_id(folder: Path, content: project_file.Json) -> int:

@@ -20,7 +20,6 @@ from qpnuclei.qupath.new_image import names_of
 from qpnuclei.qupath.pixel_size import AskedMpp, Mpp, project_mpp
 from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.qupath.transaction import digest_of_file
-from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.resolution import agree
 from qpnuclei.system.files import make_folder_below, read_regular, saving, write_atomically
 
@@ -150,7 +149,7 @@ def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict
         Images of the project.
     slides : sequence of Path
     """
-    chosen = one_per_slide(new_ones(images, slides))
+    chosen = new_ones(images, slides)
     return dict(zip(names_of(chosen, {entry.name for entry in images}), chosen, strict=True))
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError
-from qpnuclei.slides.readers import check_regular_file, open_reader
+from qpnuclei.slides.dicom import series_of
+from qpnuclei.slides.readers import check_regular_file
+from qpnuclei.system.files import one_spelling_each, resolved
 from qpnuclei.system.patterns import files_matching, has_wildcards
 
 _log = logging.getLogger(__name__)
@@ -19,7 +21,6 @@ _OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
 #: Suffixes of slides: other files of a folder are ignored.
 SLIDE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
 
-_DICOM = ".dcm"
 #: Indexes of Hamamatsu slides: lines ``Key=file`` that name the JPEGs beside them.
 _INDEXES = (".vms", ".vmu")
 
@@ -54,7 +55,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
             if not matching:
                 raise NotFoundError(f"no file matches {path}", "check the pattern")
             found += [match for match in matching if match.is_file()]
-    return list(dict.fromkeys(found))
+    return one_spelling_each(found)
 
 
 def slides_in(folder: Path) -> list[Path]:
@@ -69,8 +70,8 @@ def slides_in(folder: Path) -> list[Path]:
     )
 
 
-def one_per_slide(paths: Sequence[Path]) -> list[Path]:
-    """Return one file per slide, without further files of the same slide.
+def one_per_slide(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Path]:
+    """Return one file per slide, without further files and spellings of the same slide.
 
     This is the first of the DICOM files of a series (levels, label, overview), and the index of a
     Hamamatsu slide. Files that cannot be read are kept: opening them later raises the error.
@@ -78,37 +79,31 @@ def one_per_slide(paths: Sequence[Path]) -> list[Path]:
     Parameters
     ----------
     paths : sequence of Path
+    known : sequence of Path, optional
+        Files that stand for their slides already: if `paths` has another file of such a slide, the
+        known one is returned.
 
     Returns
     -------
     list of Path
-        In the order given.
+        In the order in which `paths` first name the slides.
     """
-    parts = {part for path in paths for part in named_in_index(path)}
+    indexes = {resolved(part): path for path in (*known, *paths) for part in named_in_index(path)}
+    first: dict[str | Path, Path] = {}
+    for path in known:
+        first.setdefault(_slide_of(path), path)
     kept: list[Path] = []
-    series: dict[str, Path] = {}
     for path in paths:
-        slide_id = _series_of_dicom(path)
-        first = path if slide_id is None else series.setdefault(slide_id, path)
-        if path.absolute() in parts:
-            _log.info("%s: skipped, as it is part of a slide that is given, too", path)
-        elif first != path:
-            _log.info("%s: skipped, as it is part of the same slide as %s", path, first)
-        else:
-            kept.append(path)
-    return kept
+        whole = indexes.get(resolved(path), path)
+        kept.append(first.setdefault(_slide_of(whole), whole))
+        if kept[-1] != path:
+            _log.info("%s: skipped, as it is part of the same slide as %s", path, kept[-1])
+    return list(dict.fromkeys(kept))
 
 
-def _series_of_dicom(path: Path) -> str | None:
-    if path.suffix.lower() != _DICOM:
-        return None
-    try:
-        reader = open_reader(path)
-    except QpnucleiError:
-        return None
-    slide_id = reader.slide_id
-    reader.close()
-    return slide_id
+def _slide_of(path: Path) -> str | Path:
+    """Return what all files of a slide share: the ID of a DICOM series, or the file itself."""
+    return series_of(path) or resolved(path)
 
 
 def named_in_index(path: Path) -> Iterator[Path]:

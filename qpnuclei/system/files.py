@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -322,6 +322,14 @@ def resolved(path: Path) -> Path:
     The file need not exist. Unlike `Path.resolve`, a loop of links is no error here.
     """
     return Path(os.path.realpath(path))
+
+
+def one_spelling_each(paths: Iterable[Path]) -> list[Path]:
+    """Return paths without further spellings of the same file; the first one of each stays."""
+    first: dict[Path, Path] = {}
+    for path in paths:
+        first.setdefault(resolved(path), path)
+    return list(first.values())
 
 
 def check_folder(folder: Path, what: str) -> None:

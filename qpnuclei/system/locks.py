@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qpnuclei.errors import LockedError, SaveError
-from qpnuclei.system.files import TEMPORARY_PREFIX
+from qpnuclei.system.files import TEMPORARY_PREFIX, resolved
 from qpnuclei.system.interrupts import before_leaving
 from qpnuclei.system.processes import Process
 
@@ -80,7 +80,7 @@ def locked(folder: Path, *, wait: bool = True, break_lock: bool = False) -> Iter
     SaveError
         If the folder is gone, or the lock cannot be written.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     held = _HELD.setdefault(folder, _Held(threading.RLock()))
     if not held.thread.acquire(blocking=wait):
         raise LockedError(f"another thread works on {folder}", "wait until it is done")

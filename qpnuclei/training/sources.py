@@ -153,15 +153,16 @@ def find_sources(
             f"--mpp was given {len(mpp)} times for {number_of(len(paths), 'source')}",
             "give it once for all of them, or once for each",
         )
-    slides = one_per_slide([path for path in paths if path.is_file() and path not in projects])
+    files = [[] if path in projects else _files(path) for path in paths]
+    left = set(one_per_slide([file for of_path in files for file in of_path]))
     for number, path in enumerate(paths):
         resolution = mpp[number % len(mpp)] if mpp else None
-        if path.is_file() and path not in projects and path not in slides:
-            continue  # another file of the same slide
         if path in projects:
             sources += _project_sources(path, resolution, roi, image_root, images)
-        else:
-            sources += [_file_source(file, resolution) for file in _files(path)]
+        for file in files[number]:
+            if file in left:  # else it is a file of the same slide as another one
+                left.remove(file)
+                sources.append(_file_source(file, resolution))
     if projects and roi and not any(source.roi is not None for source in sources):
         raise UsageError(
             f"no annotation has the class {' or '.join(map(repr, roi))}",

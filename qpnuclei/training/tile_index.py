@@ -28,7 +28,7 @@ from qpnuclei.slides.masks import rasterise
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import tissue_fraction
-from qpnuclei.system.files import write_atomically
+from qpnuclei.system.files import resolved, write_atomically
 from qpnuclei.training.sources import Source
 
 _log = logging.getLogger(__name__)
@@ -307,7 +307,7 @@ def sources_digest(
         [
             [
                 [
-                    str(source.path.resolve()),
+                    str(resolved(source.path)),
                     file.st_size,
                     file.st_mtime_ns,
                     source.mpp,

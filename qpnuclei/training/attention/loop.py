@@ -34,6 +34,7 @@ from qpnuclei.models.metadata import ColourNormalisation, ModelMetadata, PostPro
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.system.checked import as_json
 from qpnuclei.system.distributed import any_rank, rank, rank_0_first, world_size
+from qpnuclei.system.files import resolved
 from qpnuclei.training.attention.batches import Batches, draw_transform
 from qpnuclei.training.attention.collapse import collapse
 from qpnuclei.training.attention.learner import Learner
@@ -129,7 +130,7 @@ def train_attention(
         "images": sources_digest(sources, recipe.scales, recipe.tile_px, recipe.min_tissue),
     }
     # Only the starts depend on it.
-    backbone = {"backbone": None if backbone_weights is None else str(backbone_weights.resolve())}
+    backbone = {"backbone": None if backbone_weights is None else str(resolved(backbone_weights))}
     state = load_state(folder) if resume else None
     if state is not None:
         check_identity(state, identity if state.learner else identity | backbone)
