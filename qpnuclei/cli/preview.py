@@ -127,6 +127,7 @@ def preview(
 
     from qpnuclei.cli.console import image_progress, print_json
     from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.qupath.names import cut
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
@@ -154,7 +155,7 @@ def preview(
         if is_slide:
             if image or image_root:
                 raise UsageError("--image and --image-root are for projects", "leave them out")
-            path = output or Path(f"{source.stem}-preview.html")
+            path = output or Path(f"{cut(source.name)}-preview.html")
             asked = AskedMpp(mpp)
         else:
             opened = open_project(source, backend=backend, image_root=image_root)
@@ -300,10 +301,17 @@ def _print_counts(page: Path, shown: Sequence[Field], settings: Sequence[Setting
 def _check_targets(page: Path) -> None:
     """Check, before long work, that the page and the picture beside it can be written."""
     from qpnuclei.report.page import check_page
+    from qpnuclei.slides.pixels import is_picture
     from qpnuclei.system.files import check_file_target
 
     check_page(page)
-    check_file_target(page.with_suffix(".png"))
+    picture = page.with_suffix(".png")
+    check_file_target(picture)
+    if picture.exists() and not is_picture(picture):
+        raise UsageError(
+            f"the picture {picture} would replace a file that is not one of qpnuclei's",
+            "choose another name for the page: -o",
+        )
 
 
 def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T]) -> list[T]:

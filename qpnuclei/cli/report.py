@@ -79,6 +79,7 @@ def report(
     from qpnuclei.qupath.project_file import OWN_FOLDER
     from qpnuclei.report.page import PAGE, ReportOptions, check_page, write_report
     from qpnuclei.report.runs import images_of, is_run_folder, project_of, read_run, runs_of
+    from qpnuclei.system.files import resolved
 
     if output is not None:
         check_page(output)
@@ -92,7 +93,7 @@ def report(
         path = output or opened.path.parent / OWN_FOLDER / PAGE
     else:
         # Another run may have replaced what it wrote.
-        runs = [run, *(other for other in runs if not other.path.samefile(run.path))]
+        runs = [run, *(other for other in runs if resolved(other.path) != resolved(run.path))]
         entries = images_of(run, entries)
         path = output or run.path.with_name(PAGE)
     options = ReportOptions(

@@ -22,7 +22,12 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 def file_stem(entry: ImageEntry) -> str:
     """Return a file name for an image: its entry ID and the portable characters of its name."""
     safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in entry.name)
-    return f"{entry.id}-{safe}".encode()[:_MAX_BYTES].decode(errors="ignore").rstrip(". ")
+    return cut(f"{entry.id}-{safe}").rstrip(". ")
+
+
+def cut(name: str) -> str:
+    """Return the beginning of a name that is short enough for a file name with a suffix."""
+    return name.encode(errors="ignore")[:_MAX_BYTES].decode(errors="ignore")
 
 
 def place_searched(project: Project, entries: Sequence[ImageEntry]) -> str:

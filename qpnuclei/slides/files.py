@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError
 from qpnuclei.slides.dicom import series_of
+from qpnuclei.slides.pixels import is_picture
 from qpnuclei.slides.readers import check_regular_file
 from qpnuclei.system.files import one_spelling_each, resolved
 from qpnuclei.system.patterns import files_matching, has_wildcards
@@ -35,7 +36,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
     qpnuclei.errors.NotFoundError
         If there is no such file or folder, or a pattern matches no file.
     qpnuclei.errors.UsageError
-        If a folder contains no slide.
+        If a folder contains no slide, or only pictures that qpnuclei made are named.
     """
     found: list[Path] = []
     for path in paths:
@@ -55,18 +56,26 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
             if not matching:
                 raise NotFoundError(f"no file matches {path}", "check the pattern")
             found += [match for match in matching if match.is_file()]
-    return one_spelling_each(found)
+    pictures = [path for path in found if is_picture(path)]
+    if pictures and len(pictures) == len(found):
+        raise UsageError(f"{pictures[0]} is a picture that qpnuclei made", "name a slide")
+    for picture in pictures:
+        _log.warning("%s: left out, as it is a picture that qpnuclei made, not a slide", picture)
+    return one_spelling_each(path for path in found if path not in pictures)
 
 
 def slides_in(folder: Path) -> list[Path]:
-    """Return the files of a folder with the suffix of a slide, sorted, without hidden ones.
+    """Return the files of a folder with the suffix of a slide, sorted.
 
-    Copying to and from a Mac leaves a hidden ``._name`` beside every file.
+    Hidden files are left out, because copying to and from a Mac leaves a hidden ``._name`` beside
+    every file; and so are pictures that qpnuclei made, such as previews of the slides.
     """
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in SLIDE_SUFFIXES
+        and not path.name.startswith(".")
+        and not is_picture(path)
     )
 
 

@@ -8,14 +8,20 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.system.files import atomic_file
+from qpnuclei.system.files import atomic_file, open_regular
 
 #: (..., 3) uint8 array: red, green and blue.
 RGB: TypeAlias = npt.NDArray[np.uint8]
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+#: A chunk of PNG that names the program; it lies in the first bytes of the file.
+_MARK, _HEAD = b"tEXtSoftware\0qpnuclei", 256
+
 
 def write_png(path: Path, rgb: RGB) -> None:
     """Write a picture atomically as PNG; missing folders are created.
+
+    It is marked (see `is_picture`), so that it is not taken for a slide.
 
     Parameters
     ----------
@@ -27,7 +33,21 @@ def write_png(path: Path, rgb: RGB) -> None:
     qpnuclei.errors.SaveError
         If it cannot be written.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", "qpnuclei")
     with atomic_file(path) as stream:
-        Image.fromarray(rgb).save(stream, "PNG")
+        Image.fromarray(rgb).save(stream, "PNG", pnginfo=mark)
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether a file is a picture that `write_png` wrote; False if it cannot be read."""
+    if path.suffix.lower() != ".png":  # spares a look into each of many slides
+        return False
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(_HEAD)
+    except OSError:
+        return False
+    return head.startswith(_PNG) and _MARK in head

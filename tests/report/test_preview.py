@@ -28,6 +28,7 @@ from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.report.preview import Field, Setting, preview_project, settings_of
+from qpnuclei.slides.files import slides_in
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from tests.cli.conftest import tree
 from tests.cli.test_one_bad_apple import annotate
@@ -122,11 +123,37 @@ def test_a_slide_alone_is_looked_at_in_its_tissue(
     slide = made.project.images[0].path
     code, _, _ = call("preview", slide, "--threshold", 0.5, "--fields", 1, "--device", "cpu")
     assert code == 0
-    text = Page.of(tmp_path / "synthetic-preview.html").text
+    text = Page.of(tmp_path / f"{slide.name}-preview.html").text
     assert f"qpnuclei project create my-project {slide}" in text
     assert "qpnuclei run my-project --tissue --threshold 0.5" in text
     Image.new("RGB", (300, 300), "white").save("glass.png")
     assert isinstance(call("preview", "glass.png", "--mpp", 0.25)[2], SlideError)
+
+
+def test_the_files_of_a_preview_are_beside_those_of_other_slides(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("a.tif", "a.svs", "n" * 240 + ".tif", "ü" * 125 + ".tif")
+    one = ("--threshold", 0.5, "--fields", 1, "--device", "cpu", "--quiet")
+    for name in names:
+        Path(name).symlink_to(made.project.images[0].path)
+        # The second time, it replaces its own files.
+        for _ in range(2):
+            assert call("preview", name, *one)[0] == 0
+    assert len(list(tmp_path.glob("*-preview.html"))) == len(names)
+    assert len(list(tmp_path.glob("*-preview.png"))) == len(names)
+    assert len(slides_in(tmp_path)) == len(names)
+
+
+def test_a_preview_does_not_replace_a_slide(tmp_path: Path) -> None:
+    slide = tmp_path / "a.png"
+    Image.new("RGB", (300, 300), "white").save(slide)
+    before = tree(tmp_path)
+    error = call("preview", slide, "--mpp", 0.25, "-o", tmp_path / "a.html")[2]
+    assert isinstance(error, UsageError)
+    assert f"the picture {slide} would replace a file" in error.what
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("stains", [DEFAULT_HE, DEFAULT_H_DAB], ids=lambda stains: stains.name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from qpnuclei.errors import UsageError
 from qpnuclei.slides.files import SLIDE_SUFFIXES, find_slides
 from qpnuclei.slides.fingerprint import slide_fingerprint
+from qpnuclei.slides.pixels import write_png
 from qpnuclei.slides.readers import openslide
 from qpnuclei.slides.slide import open_slide
 
@@ -24,6 +26,29 @@ def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) ->
     for path in found:
         with open_slide(path) as slide:
             assert (slide.width, slide.height) == (8, 6)
+
+
+def test_pictures_that_qpnuclei_made_are_no_slides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rgb = np.full((6, 8, 3), 200, np.uint8)
+    slide, own = tmp_path / "b.png", tmp_path / "a.png"
+    Image.fromarray(rgb).save(slide)
+    write_png(own, rgb)
+    assert find_slides([tmp_path]) == [slide]
+    assert not caplog.records
+    for named in ([tmp_path / "*.png"], [own, slide]):
+        caplog.clear()
+        assert find_slides(named) == [slide]
+        assert f"{own}: left out, as it is a picture that qpnuclei made" in caplog.text
+    with pytest.raises(UsageError, match="a picture that qpnuclei made"):
+        find_slides([own])
+    slide.unlink()
+    with pytest.raises(UsageError, match="contains no slide"):
+        find_slides([tmp_path])
+    # It is a picture like any other.
+    with Image.open(own) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), rgb)
 
 
 def test_a_folder_with_slides_only_below_it_is_refused_with_the_pattern(tmp_path: Path) -> None:
