@@ -41,6 +41,14 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def unicode_forms(text: str) -> list[str]:
+    """Return text as it is, composed (NFC) and decomposed (NFD), each only once.
+
+    A file that was copied between a Mac and another system may have any of them as its name.
+    """
+    return list(dict.fromkeys([text, nfc(text), unicodedata.normalize("NFD", text)]))
+
+
 def class_of(project: Project, name: str, color: int | None = None) -> PathClass:
     """Return the project's class with this name; one without a colour gets `color` or green."""
     known = {path_class.name: path_class for path_class in project.classes}

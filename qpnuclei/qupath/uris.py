@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from urllib.parse import quote, unquote_to_bytes
 
 from qpnuclei.errors import SlideError
+from qpnuclei.qupath.names import nfc, unicode_forms
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)")
 _DRIVE = re.compile(r"/?[A-Za-z]:(?=/|$)")
@@ -95,7 +96,8 @@ def candidates(
     ------
     Path
         The stored path, then the same path relative to the project, then paths below `image_root`.
-        Each of these has one folder less than the one before; the last is only the file name.
+        Each of these has one folder less than the one before; the last is only the file name. Each
+        path is given as it is stored, with composed letters and with decomposed ones.
 
     Raises
     ------
@@ -104,7 +106,8 @@ def candidates(
     """
     image = parse_file_uri(uri)
     if isinstance(image, PureWindowsPath if os.name == "nt" else PurePosixPath):
-        yield Path(image)
+        for parts in _in_all_forms(image.parts):
+            yield Path(*parts)
     if project_uri is not None:
         try:
             old_dir = parse_file_uri(project_uri).parent
@@ -112,11 +115,13 @@ def candidates(
             old_dir = None
         relative = None if old_dir is None else _relative(image, old_dir)
         if relative is not None:
-            yield Path(os.path.normpath(project_dir.joinpath(*relative)))
+            for parts in _in_all_forms(relative):
+                yield Path(os.path.normpath(project_dir.joinpath(*parts)))
     if image_root is not None:
         names = [part for part in image.parts[1:] if part not in ("..", ".")]
         for start in range(len(names)):
-            yield image_root.joinpath(*names[start:])
+            for parts in _in_all_forms(names[start:]):
+                yield image_root.joinpath(*parts)
 
 
 def find_image(
@@ -136,13 +141,18 @@ def find_image(
     return None
 
 
+def _in_all_forms(parts: Sequence[str]) -> Iterator[list[str]]:
+    for text in unicode_forms("\0".join(parts)):
+        yield text.split("\0")
+
+
 def _relative(path: PurePath, start: PurePath) -> tuple[str, ...] | None:
     """Return `path` relative to folder `start`; None across drives or systems."""
     if type(path) is not type(start) or path.anchor.lower() != start.anchor.lower():
         return None
     common = 0
     for a, b in zip(path.parts, start.parts, strict=False):
-        if type(path)(a) != type(path)(b):  # Windows compares without case
+        if type(path)(nfc(a)) != type(path)(nfc(b)):  # Windows compares without case
             break
         common += 1
     return ("..",) * (len(start.parts) - common) + path.parts[common:]

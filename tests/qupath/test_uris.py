@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
@@ -104,3 +105,36 @@ def test_first_that_exists(tmp_path):
     assert find_image(uri, None, project) is None
     assert find_image(uri, None, project, images) == images / "x.svs"
     assert find_image("https://host/x.svs", None, project, images) is None
+
+
+@pytest.mark.parametrize(("stored", "there"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_composed_and_decomposed_letters_are_the_same_file(tmp_path, stored, there):
+    def place(form, *parts):
+        return tmp_path.joinpath(*(unicodedata.normalize(form, part) for part in parts))
+
+    slide = place(there, "Übung", "Bilder", "Größe é.svs")
+    slide.parent.mkdir(parents=True)
+    slide.touch()
+    project = place(there, "Übung", "Projekt")
+    # At its stored path.
+    uri = file_uri(place(stored, "Übung", "Bilder", "Größe é.svs"))
+    assert unicodedata.is_normalized(stored, uri)
+    assert find_image(uri, None, project) == slide
+    # At its path relative to the project, also if QuPath stored only one of them decomposed.
+    for form in ("NFC", "NFD"):
+        old = Path(unicodedata.normalize(form, "/alt/Übung/Projekt/project.qpproj"))
+        image = Path(unicodedata.normalize(stored, "/alt/Übung/Bilder/Größe é.svs"))
+        assert find_image(file_uri(image), file_uri(old), project) == slide
+    # Below another folder.
+    image = Path(unicodedata.normalize(stored, "/alt/Größe é.svs"))
+    assert find_image(file_uri(image), None, project, slide.parent) == slide
+    assert find_image(file_uri(image), None, project, project) is None
+
+
+def test_a_file_with_the_stored_letters_comes_first(tmp_path):
+    names = [unicodedata.normalize(form, "ü.svs") for form in ("NFC", "NFD")]
+    for name in names:
+        (tmp_path / name).touch()
+    for name in names:
+        for uri, root in ((file_uri(tmp_path / name), None), (f"file:/alt/{name}", tmp_path)):
+            assert find_image(uri, None, tmp_path, root) == tmp_path / name

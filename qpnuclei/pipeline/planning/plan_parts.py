@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 
 from qpnuclei.errors import NotFoundError, QpnucleiError, SlideError
 from qpnuclei.qupath.model import Annotation
+from qpnuclei.qupath.names import unicode_forms
 from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.slide import Slide, open_slide
@@ -92,7 +93,10 @@ class PlannedSlide(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def _of_this_name(self, folder: Path) -> list[Path]:
         name = re.split(r"[\\/]", self.path)[-1]
-        found = [folder / name, *sorted(folder.rglob(glob.escape(name)))]
+        forms = unicode_forms(name)
+        found = [folder / form for form in forms]
+        for form in forms:
+            found += sorted(folder.rglob(glob.escape(form)))
         places = [place for place in dict.fromkeys(found) if place.is_file()]
         if not places:
             raise NotFoundError(f"no slide {name} in {folder}", "copy it there")

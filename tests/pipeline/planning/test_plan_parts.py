@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -69,3 +71,13 @@ def test_an_unreadable_slide_is_named_only_if_no_other_is_the_planned_one(
     paint(good, 150)
     with pytest.raises(SlideError, match="cannot be read"):
         slide.open(tmp_path / "archive")
+
+
+@pytest.mark.parametrize(("stored", "there"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_planned_slide_is_found_with_composed_and_decomposed_letters(
+    tmp_path: Path, stored: Literal["NFC", "NFD"], there: Literal["NFC", "NFD"]
+) -> None:
+    slide = planned(paint(tmp_path / "plan" / unicodedata.normalize(stored, "Größe.png"), 200))
+    wanted = paint(tmp_path / "archive" / "a" / unicodedata.normalize(there, "Größe.png"), 200)
+    with slide.open(tmp_path / "archive") as found:
+        assert found.path == wanted
