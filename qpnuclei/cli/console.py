@@ -11,8 +11,6 @@ import logging
 import math
 import os
 import re
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +22,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from qpnuclei.errors import QpnucleiError, number_of
+from qpnuclei.system.commands import as_typed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,11 +176,6 @@ def add_slide_failure(failures: list[dict[str, Any]], slide: Path, error: Qpnucl
 def this_command(*more: str) -> str:
     """Return the current command with arguments added, as the user would type it."""
     return as_typed(["qpnuclei", *sys.argv[1:], *(word for word in more if word not in sys.argv)])
-
-
-def as_typed(words: Sequence[str]) -> str:
-    """Return a command as a user of this system would type it."""
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def print_some(what: str, reasons: Sequence[str]) -> None:

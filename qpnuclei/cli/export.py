@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -237,14 +236,15 @@ def _or_existing(rows: Sequence[Row]) -> str:
     """Return how to count the detections that exist already; empty if none has a class."""
     from qpnuclei.cli.console import MOST_LISTED
     from qpnuclei.qupath.classes import classes_in
+    from qpnuclei.system.commands import as_typed
 
     classes = list(dict.fromkeys(name for row in rows for name in classes_in(row)))
     if not classes:
         return ""
     if len(classes) > MOST_LISTED:
         return ", or count existing detections with --class"
-    options = " ".join(f"--class {shlex.quote(name)}" for name in classes)
-    return f", or count existing detections with {options}"
+    options = [word for name in classes for word in ("--class", name)]
+    return f", or count existing detections with {as_typed(options)}"
 
 
 def _print_nuclei(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,6 +130,7 @@ def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
     from qpnuclei.cli.console import print_status, stdout
     from qpnuclei.errors import number_of
     from qpnuclei.qupath.image_names import image_option
+    from qpnuclei.system.commands import as_typed
 
     kept = [f"{own.unknown} without a certainty"] if own.unknown else []
     if own.locked.any():
@@ -139,5 +139,5 @@ def _print_removed(own: OwnNuclei, removed: int, project: str) -> None:
     nuclei = number_of(len(own), "nucleus")
     stdout.print(f"{own.entry.name}: removed {removed} of {nuclei} by qpnuclei{more}")
     if removed:
-        image = image_option(own.entry)
-        print_status(f"undo: qpnuclei project restore {shlex.quote(project)} {image} --latest")
+        undo = as_typed(["qpnuclei", "project", "restore", project])
+        print_status(f"undo: {undo} {image_option(own.entry)} --latest")

@@ -248,8 +248,8 @@ def _commands(
     source: Path, is_slide: bool, settings: Sequence[Setting], common: Sequence[str]
 ) -> list[str]:
     """Return for each setting the command that runs it; for a slide, with that of its project."""
-    from qpnuclei.cli.console import as_typed
     from qpnuclei.report.preview_page import options_of
+    from qpnuclei.system.commands import as_typed
 
     project = "my-project" if is_slide else str(source)
     commands = [

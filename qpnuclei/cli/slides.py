@@ -216,13 +216,14 @@ def _write_results(
 def _print_results(written: Mapping[str, str | None], project: Project) -> None:
     """Print the paths of the results; of those that are not written, a warning."""
     from qpnuclei.cli.console import print_status, print_warning
+    from qpnuclei.system.commands import as_typed
 
     for what, name in written.items():
         if name is None:
             print_warning(f"{what}: not written")
         else:
             print_status(f"{what}: {name}")
+    export = as_typed(["qpnuclei", "export", str(project.path.parent)])
     print_status(
-        f"project: {project.path} (every nucleus: qpnuclei export {project.path.parent} "
-        "--by nucleus -o nuclei.parquet)"
+        f"project: {project.path} (every nucleus: {export} --by nucleus -o nuclei.parquet)"
     )

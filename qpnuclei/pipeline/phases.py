@@ -8,7 +8,6 @@ Finished work is kept as files in the folder and is not repeated.
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -38,6 +37,7 @@ from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import engine_specs, load_engine
+from qpnuclei.system.commands import as_typed
 from qpnuclei.system.files import check_folder
 from qpnuclei.system.locks import locked
 
@@ -254,8 +254,9 @@ def _after_conflict(folder: RunFolder, options: RunOptions) -> str:
     The plan has the old state, so that repeating the commit alone would fail again.
     """
     hint = (
-        "close the image in QuPath; repeat plan with the same options and --run-dir "
-        f"{shlex.quote(str(folder.path))} (finished units are kept), then infer and commit"
+        "close the image in QuPath; repeat plan with the same options and "
+        f"{as_typed(['--run-dir', str(folder.path)])} (finished units are kept), "
+        "then infer and commit"
     )
     return (
         hint
@@ -297,8 +298,8 @@ def _without_copies(
             raise UsageError(
                 f"no copies of the nuclei of image {image.name}: {path} was removed",
                 "commit without --geojson and --parquet; what the project has is written by: "
-                f"qpnuclei export {shlex.quote(str(project.path))} --by nucleus -o nuclei.parquet "
-                "(or .geojson)",
+                f"{as_typed(['qpnuclei', 'export', str(project.path)])} --by nucleus "
+                "-o nuclei.parquet (or .geojson)",
             )
         lacking.append(image)
     return lacking

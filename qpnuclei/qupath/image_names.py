@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.names import nfc
+from qpnuclei.system.commands import as_typed
 from qpnuclei.system.patterns import matches
 
 Entry = TypeVar("Entry", bound=ImageEntry)
@@ -98,4 +98,4 @@ def unique_name(images: Sequence[Entry], entry: Entry) -> str:
 
 def image_option(entry: ImageEntry) -> str:
     """Return the option that selects an image alone, as part of a command for a shell."""
-    return f"--image {shlex.quote(entry.unique_name)}"
+    return as_typed(["--image", entry.unique_name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -103,6 +104,16 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     assert project.images[0].data_path.read_bytes() == first
     assert record(results)["resumed"] == 2
     assert json.loads((results / "project.qpproj.backup").read_text())["lastID"] == 2
+
+
+def test_the_command_that_is_printed_after_a_run_can_be_typed(
+    slides: Path, tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = qpnuclei("run", slides, "-o", "it's a folder", "--mpp", "0.25", *RUN, "--no-report")
+    (command,) = re.findall(r"\(every nucleus: qpnuclei (.*)\)$", done.stderr, re.MULTILINE)
+    assert qpnuclei(*shlex.split(command)).exit_code == 0
+    assert len(package.read_nuclei(tmp_path / "nuclei.parquet")) == 3
 
 
 def test_results_are_written_without_a_reader_of_the_summary(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.names import class_of, file_stem
 from qpnuclei.qupath.project_file import data_file
+from qpnuclei.system.commands import as_typed
 from qpnuclei.system.files import folders_of_last_resort, make_folder_below
 
 _log = logging.getLogger(__name__)
@@ -170,10 +170,10 @@ def loss_note(project: Project, entry: ImageEntry, replaced: int, written: int) 
     backups = list_backups(data_file(project.path.parent, entry.id))
     if not backups:
         return message
-    restore = f"qpnuclei project restore {shlex.quote(str(project.path))} {image_option(entry)}"
+    restore = as_typed(["qpnuclei", "project", "restore", str(project.path)])
     return (
         f"{message}; the backup {backups[0].id} has the state before, which comes back with: "
-        f"{restore} --backup {backups[0].id}"
+        f"{restore} {image_option(entry)} --backup {backups[0].id}"
     )
 
 
