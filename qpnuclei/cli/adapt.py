@@ -63,6 +63,7 @@ def adapt(
         list[str] | None,
         typer.Option(
             "--corrections",
+            autocompletion=complete_class,
             metavar="CLASS",
             help="Also learn from the nuclei in annotations of this class, in which somebody has "
             "drawn or corrected every nucleus, as for evaluate --roi; may repeat.",
@@ -73,6 +74,7 @@ def adapt(
         list[str] | None,
         typer.Option(
             "--truth-class",
+            autocompletion=complete_class,
             help="With --corrections: class of the drawn nuclei; may repeat.",
             show_default="Nucleus",
         ),

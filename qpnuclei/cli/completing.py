@@ -20,7 +20,7 @@ import typer
 from qpnuclei.errors import QpnucleiError
 
 #: Parameters of commands that may hold a project.
-_PROJECTS = ("inputs", "project", "source", "sources")
+_PROJECTS = ("dataset", "inputs", "project", "source", "sources")
 
 #: Set by Typer's scripts: ``complete_bash`` for bash.
 _SHELL = "_QPNUCLEI_COMPLETE"

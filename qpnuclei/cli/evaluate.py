@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpnuclei.choices import DatasetLayout, Method
+from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     ANY_MODEL,
     DeviceOption,
@@ -50,6 +51,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--roi",
+            autocompletion=complete_class,
             help="For a project: class of the annotations in which every nucleus is drawn; may "
             "repeat.",
             show_default=False,
@@ -59,6 +61,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--truth-class",
+            autocompletion=complete_class,
             help="Class of the drawn nuclei (detections, cells or annotations) in a project or "
             "GeoJSON file; may repeat.",
             show_default="Nucleus in a project; every object of a GeoJSON file",

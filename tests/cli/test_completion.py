@@ -10,9 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from qpnuclei.cli.app import app
 from qpnuclei.cli.completing import candidates, join_bash_words
 
 CLASSES = ["Immune cells", "Tumor: Positive", "Ignore*", "x*", "Stroma", "Necrosis", "two  spaces"]
@@ -232,3 +236,43 @@ def test_words_that_bash_splits_are_joined(
     other = {"_QPNUCLEI_COMPLETE": "complete_zsh"}
     join_bash_words(other)
     assert other == {"_QPNUCLEI_COMPLETE": "complete_zsh"}
+
+
+def options_of(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the options of a command and of those below it, each with the words before it."""
+    for name, other in getattr(command, "commands", {}).items():
+        yield from options_of(other, *path, name)
+    for option in command.params:
+        if option.param_type_name == "option":
+            yield path, option
+
+
+PROGRAM = typer.main.get_command(app)
+#: Options that name a class or an image of a project.
+NAMING = {
+    " ".join([*path, option.opts[0]]): (path, option.opts[0], option.metavar)
+    for path, option in options_of(PROGRAM)
+    if option.metavar == "CLASS" or option.opts[0] == "--image"
+}
+
+
+@pytest.mark.parametrize("option", NAMING)
+def test_every_option_that_names_a_class_or_an_image_completes_it(
+    option: str, tmp_path: Path
+) -> None:
+    server = {"builderType": "uri", "uri": "file:/a.tif"}
+    images = [{"entryID": "1", "imageName": "Tum1.tif", "serverBuilder": server}]
+    (tmp_path / "project.qpproj").write_text(json.dumps({"version": "0.5.1", "images": images}))
+    path, name, means = NAMING[option]
+    asked = {
+        "_QPNUCLEI_COMPLETE": "complete_fish",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": shlex.join(["qpnuclei", *path, str(tmp_path), name, "Tum"]),
+    }
+    done = CliRunner().invoke(app, env=asked, prog_name="qpnuclei")
+    # A project without a list of classes has QuPath's.
+    assert done.stdout.split() == ["Tumor" if means == "CLASS" else "Tum1.tif"]
+
+
+def test_the_options_that_name_a_class_are_known() -> None:
+    assert {"evaluate --roi", "evaluate --truth-class", "adapt --corrections"} < set(NAMING)
