@@ -75,6 +75,9 @@ def test_a_table_of_many_nuclei_is_a_few_lines() -> None:
     assert lines[1] == "  m<0>: median 58, 0 to 116"
     assert lines[-1] == "  and 3 more"
     assert len(lines) == 8
+    assert repr(table(1, 1)).splitlines()[0] == (
+        "NucleiTable of 1 nucleus, 1 measurement, x 0 to 5, y 0 to 5 px"
+    )
     assert repr(NucleiTable.empty(["a"])).splitlines()[1] == "  a: median nan, nan to nan"
 
 

@@ -83,7 +83,7 @@ def _shortened(rows: list[_Line]) -> list[_Line]:
     for _, class_name, numbers in rows:
         classes.setdefault(class_name, []).append(numbers)
     return [
-        (f"{len(in_class)} annotations", name, tuple(map(sum, zip(*in_class, strict=True))))
+        (number_of(len(in_class), "annotation"), name, tuple(map(sum, zip(*in_class, strict=True))))
         for name, in_class in classes.items()
     ]
 

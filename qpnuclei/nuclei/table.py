@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.errors import number_of
+
 #: Measurements that the `repr` of a table shows.
 _SHOWN = 6
 
@@ -100,8 +102,8 @@ class NucleiTable:
         return f"<p>{escape(self._title())}</p><table>{head}{rows}</table>"
 
     def _title(self) -> str:
-        plural = "" if len(self.measurements) == 1 else "s"
-        title = f"NucleiTable of {len(self)} nuclei, {len(self.measurements)} measurement{plural}"
+        names = number_of(len(self.measurements), "measurement")
+        title = f"NucleiTable of {number_of(len(self), 'nucleus')}, {names}"
         if len(self.vertices):
             (x0, y0), (x1, y1) = self.vertices.min(axis=0), self.vertices.max(axis=0)
             title += f", x {x0:g} to {x1:g}, y {y0:g} to {y1:g} px"

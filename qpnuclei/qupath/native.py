@@ -83,7 +83,7 @@ class NativeProject(project_file.ProjectFolder):
         self.images: Sequence[NativeImage] = [NativeImage(self, e) for e in content["images"]]
 
     def __repr__(self) -> str:
-        return f"NativeProject({str(self.path)!r}, {len(self.images)} images)"
+        return f"NativeProject({str(self.path)!r}, {number_of(len(self.images), 'image')})"
 
     def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
         """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""

@@ -108,8 +108,8 @@ def methods(
             sentences += of_run
     if otherwise:
         sentences.append(
-            f"The thresholds do not hold for {number_of(otherwise, 'nucleus')}, whose classes are "
-            "from earlier runs or given by hand."
+            f"The thresholds do not hold for {number_of(otherwise, 'nucleus', grouped=True)}, "
+            "whose classes are from earlier runs or given by hand."
         )
     if unrecorded:
         sentences.append(

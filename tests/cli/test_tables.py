@@ -45,6 +45,12 @@ def test_many_annotations_are_a_line_for_each_class(monkeypatch: pytest.MonkeyPa
         ["a.svs", "3 annotations", "–", "1.500", "600", "400"],
         ["", "2 annotations", "Tumor", "1.000", "400", "400"],
     ]
+    regions[1] = replace(regions[1], class_name="Stroma")
+    assert [line.split("│")[2].strip() for line in text(summary(regions))] == [
+        "3 annotations",
+        "1 annotation",
+        "1 annotation",
+    ]
 
 
 def test_what_was_written_and_what_is_counted_are_told_apart() -> None:

@@ -199,10 +199,11 @@ def test_the_methods_name_stains_and_say_nothing_twice(tmp_path: Path) -> None:
 
     types = {"BRIGHTFIELD_H_DAB": 2, "BRIGHTFIELD_H_E": 1, "UNSET": 3, None: 1}
     runs = [run("a", 5), run("a", 5), run("b", 5), run("b", 5)]
-    text, _ = methods(runs, 0, types, 8, 0, [], stained=False)
+    text, _ = methods(runs, 0, types, 8, 0, [], stained=False, otherwise=12345)
     assert "on 1 H&E image, 2 H-DAB images and 4 other images of a QuPath project" in text
     assert [text.count(f"model '{name}'") for name in "ab"] == [1, 1]
     assert text.count("Cells reach up to 5 µm") == 2  # of either model
+    assert "The thresholds do not hold for 12,345 nuclei, whose classes" in text
 
 
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:

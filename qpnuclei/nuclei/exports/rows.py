@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import shapely
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import UsageError, number_of
 
 if TYPE_CHECKING:
     import geopandas
@@ -93,7 +93,8 @@ class NucleusRows:
     def __repr__(self) -> str:
         names = self.measurements
         shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        return f"NucleusRows of {len(self)} nuclei, {len(names)} measurements ({shown})"
+        measurements = number_of(len(names), "measurement")
+        return f"NucleusRows of {number_of(len(self), 'nucleus')}, {measurements} ({shown})"
 
     @property
     def measurements(self) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.errors import number_of
 from qpnuclei.qupath.model import (
     Annotation,
     Detections,
@@ -160,7 +161,7 @@ class JavaDetections(Detections):
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} detections)"
+        return f"{type(self).__name__}({number_of(len(self), 'detection')})"
 
     @cached_property
     def kinds(self) -> list[str]:

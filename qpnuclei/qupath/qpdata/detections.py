@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from qpnuclei.errors import number_of
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import Detections
 from qpnuclei.qupath.qpdata import detection_properties
@@ -61,7 +62,7 @@ class FileDetections(Detections):
         return int(self._counts.sum())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} detections)"
+        return f"{type(self).__name__}({number_of(len(self), 'detection')})"
 
     @cached_property
     def ids(self) -> list[uuid.UUID | None]:
