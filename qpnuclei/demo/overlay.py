@@ -10,7 +10,6 @@ import numpy as np
 import shapely
 from PIL import Image
 
-from qpnuclei.errors import SaveError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.report.drawing import (
     INK,
@@ -20,7 +19,7 @@ from qpnuclei.report.drawing import (
     draw_scale_bar,
     draw_text,
 )
-from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.pixels import RGB, write_png
 from qpnuclei.slides.slide import Slide
 
 #: An annotation on an overlay: its label (name or class) and its ROI in level-0 px.
@@ -43,7 +42,7 @@ def draw_overlay(
     slide: Slide,
     annotations: Sequence[Labelled],
     nuclei: NucleiTable,
-    path: str | Path,
+    path: Path,
     *,
     mpp: float,
     zoom_at: tuple[float, float],
@@ -88,10 +87,7 @@ def draw_overlay(
         seams_y=seams_y,
     )
     gap = np.full((len(whole), 12, 3), 255, np.uint8)
-    try:
-        Image.fromarray(np.concatenate([whole, gap, close], axis=1)).save(path, "PNG")
-    except OSError as error:
-        raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+    write_png(path, np.concatenate([whole, gap, close], axis=1))
 
 
 def overview(

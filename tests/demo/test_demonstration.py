@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from qpnuclei.datasets.synthetic.slide import make_slide
-from qpnuclei.demo.demonstration import Demonstration, demonstrate
+from qpnuclei.demo.demonstration import SYNTHETIC_SLIDE, Demonstration, demonstrate
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.native import open_project
+from qpnuclei.slides.files import slides_in
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,11 @@ def test_most_of_the_known_nuclei_are_found(made: Demonstration) -> None:
     # The default model reaches about 0.9 here; far less means that coordinates are off.
     assert made.score.iou.precision > 0.7
     assert made.score.iou.recall > 0.7
+
+
+def test_its_picture_is_not_taken_for_a_slide(made: Demonstration) -> None:
+    assert made.picture.is_file()
+    assert [path.name for path in slides_in(made.picture.parent)] == [SYNTHETIC_SLIDE]
 
 
 def test_the_project_holds_what_the_table_says(made: Demonstration) -> None:
