@@ -30,10 +30,22 @@ def shared_areas(
     return a, b, shapely.area(shapely.intersection(outlines[a], others[b]))
 
 
-def are_among(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
-    """Tell which of N outlines show the same nucleus as one of the others.
+def are_same(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
+    """Tell of each of N pairs of outlines whether they show the same nucleus.
 
-    Two outlines do if they share more than half of the area of the smaller one.
+    They do if they share more than half of the area of the smaller one.
+
+    Parameters
+    ----------
+    outlines, others : (N,) object ndarray of valid shapely geometries
+    """
+    smaller = np.minimum(shapely.area(outlines), shapely.area(others))
+    same: npt.NDArray[np.bool_] = shapely.area(shapely.intersection(outlines, others)) > smaller / 2
+    return same
+
+
+def are_among(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
+    """Tell which of N outlines show the same nucleus as one of the others (see `are_same`).
 
     Parameters
     ----------
@@ -48,10 +60,9 @@ def are_among(outlines: Outlines, others: Outlines) -> npt.NDArray[np.bool_]:
     >>> are_among(nuclei, np.array([shapely.box(1, 1, 3, 4)])).tolist()
     [True, False]
     """
-    a, b, shared = shared_areas(outlines, others)
-    smaller = np.minimum(shapely.area(outlines)[a], shapely.area(others)[b])
+    a, b = shapely.STRtree(others).query(outlines, predicate="intersects")
     found = np.zeros(len(outlines), bool)
-    found[a[shared > smaller / 2]] = True
+    found[a[are_same(outlines[a], others[b])]] = True
     return found
 
 

@@ -9,14 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.nuclei.overlap import are_among, shared_areas
+from qpnuclei.nuclei.overlap import are_among, are_same
 from qpnuclei.qupath.areas import valid_areas
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.model import Detections
-
-#: Nuclei of one run have centres that are further apart, in level-0 px. If some are nearer, the
-#: outlines of all are compared; otherwise they need not be read, which would take longest.
-_NEAR_PX = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +75,38 @@ def _of_others(
 
 def _of_runs(detections: Detections, ours: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     repeated = np.zeros(len(ours), bool)
-    centres = detections.centroids[ours]
-    points = shapely.points(centres[np.isfinite(centres).all(axis=1)])
-    one, near = shapely.STRtree(points).query(points, predicate="dwithin", distance=_NEAR_PX)
-    if (one == near).all():
-        return repeated
     outlines = detections.nucleus_geometries[ours]
     rows = np.flatnonzero(_is_finite(outlines))
-    areas = valid_areas(outlines[rows])
-    a, b, shared = shared_areas(areas, areas)
-    smaller = np.minimum(shapely.area(areas)[a], shapely.area(areas)[b])
-    repeated[rows[a[(a > b) & (shared > smaller / 2)]]] = True
+    later, earlier = _pairs_to_compare(outlines[rows])
+    is_repeated = are_same(valid_areas(outlines[rows[later]]), valid_areas(outlines[rows[earlier]]))
+    repeated[rows[later[is_repeated]]] = True
     return repeated
+
+
+def _pairs_to_compare(
+    outlines: npt.NDArray[np.object_],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the pairs of finite outlines that may share more than half of the smaller area.
+
+    Their bounding boxes do. Nuclei of one run touch, but their boxes rarely share so much, so that
+    few outlines are intersected: that would take longest.
+
+    Returns
+    -------
+    ((K,) int64 ndarray, (K,) int64 ndarray)
+        For each pair the indices of the later and the earlier outline.
+    """
+    later, earlier = shapely.STRtree(outlines).query(outlines)
+    is_pair = later > earlier
+    later, earlier = later[is_pair], earlier[is_pair]
+    bounds, areas = shapely.bounds(outlines), shapely.area(outlines)
+    met = np.unique([later, earlier])
+    # The computed area of an outline that crosses itself may be too large.
+    areas[met[~shapely.is_valid(outlines[met])]] = 0.0
+    low = np.maximum(bounds[later, :2], bounds[earlier, :2])
+    high = np.minimum(bounds[later, 2:], bounds[earlier, 2:])
+    may = np.prod(high - low, axis=1) > np.minimum(areas[later], areas[earlier]) / 2
+    return later[may], earlier[may]
 
 
 def _is_finite(outlines: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
