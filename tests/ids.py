@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 
 from qpnuclei.nuclei.ids import ID_PREFIX
+from qpnuclei.qupath.model import Edit, ImageEntry
 
 
 def nucleus_id(digest: bytes) -> uuid.UUID:
@@ -10,3 +12,14 @@ def nucleus_id(digest: bytes) -> uuid.UUID:
     value = int.from_bytes(ID_PREFIX + digest[:10], "big")
     value &= ~(0xF << 76 | 0x3 << 62)
     return uuid.UUID(int=value | 0x8 << 76 | 0x2 << 62)  # version 8, variant of the RFC
+
+
+def removal(image: ImageEntry, ids: Iterable[uuid.UUID | None]) -> Edit:
+    """Return the edit that removes the objects with these UUIDs from an image as it is."""
+    wanted, objects = set(ids), image.read()
+    return Edit(
+        remove=frozenset(
+            row for row, own_id in enumerate(objects.detections.ids) if own_id in wanted
+        ),
+        remove_annotations=frozenset(a.handle for a in objects.annotations if a.id in wanted),
+    )

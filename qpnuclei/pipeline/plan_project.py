@@ -197,7 +197,7 @@ def _planned_image(
         stains=PlannedStains(**asdict(plan.stains)),
         regions=tuple(PlannedRegion.of(region) for region in plan.regions),
         tissue=plan.tissue is not None,
-        outdated=tuple(sorted(plan.outdated)),
+        outdated=tuple(sorted(a.id for a in plan.outdated if a.id is not None)),
         left_out="" if plan.left_out.is_empty else shapely.to_wkb(plan.left_out, hex=True),
         notes=plan.notes,
         data=plan.fingerprint,

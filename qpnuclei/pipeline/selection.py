@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -21,7 +22,14 @@ from qpnuclei.qupath.analysed_area import NO_AREA
 from qpnuclei.qupath.annotation_classes import no_annotation_of
 from qpnuclei.qupath.areas import Parts, polygonal, union, valid_areas
 from qpnuclei.qupath.image_names import match_images
-from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project, packed_rgb
+from qpnuclei.qupath.model import (
+    Annotation,
+    Detections,
+    ImageEntry,
+    ImageObjects,
+    Project,
+    packed_rgb,
+)
 from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.system.arguments import listed
@@ -34,6 +42,9 @@ if TYPE_CHECKING:
 TISSUE_CLASS = "Tissue"
 #: Light grey: tissue is not a finding.
 TISSUE_COLOR = packed_rgb(204, 204, 204)
+
+#: Nuclei this near to the border of an analysed area may belong to it: outlines are rounded.
+BORDER_PX = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -421,34 +432,66 @@ class Locked:
 
     Parameters
     ----------
-    ids : frozenset of UUID
+    rows : frozenset of int
+        Their rows in the image.
     outlines : (N,) object ndarray of valid shapely geometries
         Of the nuclei, level-0 px.
+    """
+
+    rows: frozenset[int] = frozenset()
+    outlines: npt.NDArray[Any] = field(default_factory=lambda: np.empty(0, dtype=object))
+
+    @classmethod
+    def of(cls, detections: Detections, among: Iterable[frozenset[int]]) -> Locked:
+        """Return the locked ones among the detections in some rows."""
+        wanted = frozenset[int]().union(*among)
+        # Without reading which are locked, which takes longer.
+        if not wanted or not detections.locked.any():
+            return cls()
+        rows = [row for row in np.flatnonzero(detections.locked).tolist() if row in wanted]
+        return cls(frozenset(rows), valid_areas(detections.nucleus_geometries[rows]))
+
+
+@dataclass(frozen=True, eq=False)
+class Staying:
+    """The objects that a run leaves in an image: new nuclei must not repeat them.
+
+    Parameters
+    ----------
+    ids : frozenset of UUID
+        UUIDs of ours, which new nuclei cannot have.
+    outlines : (N,) object ndarray of shapely geometries
+        Of the nuclei that qpnuclei wrote in the analysed regions, level-0 px.
     """
 
     ids: frozenset[UUID] = frozenset()
     outlines: npt.NDArray[Any] = field(default_factory=lambda: np.empty(0, dtype=object))
 
     @classmethod
-    def of(cls, detections: Detections, among: Iterable[frozenset[UUID]]) -> Locked:
-        """Return the locked ones among some detections."""
-        wanted = frozenset[UUID]().union(*among)
-        # Reading which are locked takes longer than comparing UUIDs.
-        if not wanted or not detections.locked.any():
-            return cls()
-        locked = np.flatnonzero(detections.locked).tolist()
-        rows = [row for row in locked if detections.ids[row] in wanted]
-        ids = frozenset(own_id for row in rows if (own_id := detections.ids[row]) is not None)
-        return cls(ids, valid_areas(detections.nucleus_geometries[rows]))
+    def of(cls, objects: ImageObjects, regions: Sequence[Region], removed: Set[int]) -> Staying:
+        """Return what stays when the detections in some rows are removed."""
+        detections = objects.detections
+        others = (a.id for a in (*objects.annotations, *objects.cores))
+        there = set(np.flatnonzero(detections.ours).tolist()) - removed
+        ids = frozenset(
+            own_id
+            for own_id in (*others, *(detections.ids[row] for row in there))
+            if own_id is not None and is_ours(own_id)
+        )
+        near = [Region(None, shapely.buffer(region.geometry, BORDER_PX)) for region in regions]
+        rows = sorted(there.intersection(chain.from_iterable(ours_within(near, detections))))
+        if not rows:  # without reading outlines, which takes longer
+            return cls(ids)
+        outlines = detections.nucleus_geometries[rows]
+        return cls(ids, outlines[np.isfinite(shapely.bounds(outlines)).all(axis=1)])
 
 
-def ours_within(regions: Sequence[Region], detections: Detections) -> list[frozenset[UUID]]:
-    """Return for each region the UUIDs of the detections in it that qpnuclei wrote."""
+def ours_within(regions: Sequence[Region], detections: Detections) -> list[frozenset[int]]:
+    """Return for each region the rows of the detections in it that qpnuclei wrote."""
     ours = np.flatnonzero(detections.ours)
     if len(ours) == 0:  # without computing centroids, which takes longer
         return [frozenset()] * len(regions)
-    ids = np.array(detections.ids, dtype=object)[ours]
     # Include detections in the excluded part of an annotation: counts would include them too.
     whole = [r if r.annotation is None else Region.of(r.annotation) for r in regions]
     held = rows_inside(whole, detections.centroids[ours], detections.planes[ours])
-    return [frozenset(ids[rows].tolist()) for rows in held]
+    return [frozenset(ours[rows].tolist()) for rows in held]

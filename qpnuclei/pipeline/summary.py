@@ -161,6 +161,8 @@ class StoredResult:
     again, as_locked : tuple of UUID
         Nuclei found that were not written, see `NewNuclei`. The project does not tell this any more
         once the nuclei are in it.
+    renamed : tuple of (UUID, UUID)
+        See `NewNuclei`, for the same reason.
     copies : tuple of str
         Absolute paths of the files beside the project that hold the nuclei, too.
     """
@@ -170,6 +172,7 @@ class StoredResult:
     again: tuple[UUID, ...] = ()
     as_locked: tuple[UUID, ...] = ()
     copies: tuple[str, ...] = ()
+    renamed: tuple[tuple[UUID, UUID], ...] = ()
 
     def save(self, path: Path) -> None:
         """Write it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,8 @@ class OwnNuclei:
     Parameters
     ----------
     entry : ImageEntry
-    ids : (N,) object ndarray of UUID
+    rows : (N,) int64 ndarray
+        Rows of the detections in the image.
     certainty : (N,) float64 ndarray
         `qpnuclei.choices.CERTAINTY`; NaN for detections without this measurement.
     locked : (N,) bool ndarray
@@ -39,7 +39,7 @@ class OwnNuclei:
     """
 
     entry: ImageEntry
-    ids: npt.NDArray[Any]
+    rows: npt.NDArray[np.int64]
     certainty: npt.NDArray[np.float64]
     locked: npt.NDArray[np.bool_]
     record: Record
@@ -61,16 +61,14 @@ class OwnNuclei:
             regions = [Region.of(a) for a in objects.annotations if a.class_name in roi_classes]
             inside = rows_inside(regions, found.centroids[rows], found.planes[rows])
             rows = rows[np.unique(np.concatenate([np.empty(0, np.int64), *inside]))]
-        ids = np.empty(len(rows), dtype=object)
-        ids[:] = [found.ids[row] for row in rows.tolist()]
         known = found.measurements.get(CERTAINTY)
         certainty = np.full(len(rows), np.nan) if known is None else known[rows]
         locked = found.locked[rows]
         record = Record.of(objects.properties, f"image {entry.name}")
-        return cls(entry, ids, certainty.astype(np.float64), locked, record, objects.fingerprint)
+        return cls(entry, rows, certainty.astype(np.float64), locked, record, objects.fingerprint)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
 
     @property
     def unknown(self) -> int:
@@ -91,7 +89,7 @@ class OwnNuclei:
         qpnuclei.errors.ConflictError, qpnuclei.errors.SaveError
             If the image cannot be saved; it is unchanged.
         """
-        removed = frozenset(self.ids[self.below(least)].tolist())
+        removed = frozenset(self.rows[self.below(least)].tolist())
         if removed:
             comment = (
                 f"// qpnuclei {__version__}: removed {len(removed)} of "

@@ -8,7 +8,7 @@ QuPath's frame (cropped to the OpenSlide bounds unless the server says otherwise
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import NucleusIds, is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
@@ -304,9 +305,12 @@ class Edit:
 
     Parameters
     ----------
-    remove : frozenset of uuid.UUID
-        UUIDs of detections and annotations to remove; each must satisfy `is_ours`. Their children
-        move up to their parent.
+    remove : frozenset of int
+        Rows of the detections to remove, as in `ImageObjects.detections`; the UUID of each must
+        satisfy `is_ours`. Their children move up to their parent. A UUID alone does not identify
+        an object, because copies may have the same.
+    remove_annotations : frozenset of int
+        Handles of the annotations to remove, in the same way.
     add : sequence of DetectionGroup
         May be lazy: each access may produce a new group, for example read it from disk, but it
         must be equal each time. Writers access each group more than once, those of one parent in
@@ -319,11 +323,25 @@ class Edit:
         Properties of the image to set.
     """
 
-    remove: frozenset[uuid.UUID] = frozenset()
+    remove: frozenset[int] = frozenset()
+    remove_annotations: frozenset[int] = frozenset()
     add: Sequence[DetectionGroup] = ()
     annotations: Sequence[NewAnnotation] = ()
     workflow_step: tuple[str, str] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_ours(ids: Iterable[uuid.UUID | None]) -> None:
+    """Refuse to remove objects that qpnuclei did not write.
+
+    Raises
+    ------
+    qpnuclei.errors.UsageError
+        If one of the UUIDs is not ours.
+    """
+    for own_id in ids:
+        if not is_ours(own_id):
+            raise UsageError(f"{own_id} was not written by qpnuclei and cannot be removed")
 
 
 class ImageEntry(Protocol):

@@ -250,7 +250,7 @@ class NativeImage:
             raise self._conflict()
         data_file = self._new_data_file() if old is None else self._parse(old)
         data_file.read().summary()  # refuse an inconsistent file before writing
-        data_file.remove(edit.remove)
+        data_file.remove(edit.remove, edit.remove_annotations)
         data_file.set_properties(edit.properties)
         kept = _digest(data_file)
         additions = data_file.add(edit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,15 @@ def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     if shapely.equals_exact(a, b, _SAME_PX):
         return True
     return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), _SAME_PX))
+
+
+def same_outlines(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Tell of each of N pairs of geometries whether they are equal, as `same_outline` does."""
+    same: npt.NDArray[np.bool_] = shapely.equals_exact(a, b, _SAME_PX)
+    others = np.flatnonzero(~same)
+    a, b = shapely.normalize(a[others]), shapely.normalize(b[others])
+    same[others] = shapely.equals_exact(a, b, _SAME_PX)
+    return same
 
 
 def rows_inside(

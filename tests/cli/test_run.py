@@ -33,6 +33,7 @@ from qpnuclei.qupath.model import Detections, Edit, ImageObjects, NewAnnotation,
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.system.locks import LOCK_NAME, locked
 from tests.cli.conftest import VERSIONS, Outcome, tree
+from tests.ids import removal
 from tests.paths import SAMPLES, SHARED
 
 Call = Callable[..., Outcome]
@@ -328,7 +329,7 @@ def test_a_tissue_that_the_user_edited_stays(sample: Sample, qpnuclei: Call) -> 
     edited = NewAnnotation(
         shapely.box(0, 0, 300, 200), tissue.id, None, PathClass("Tissue"), locked=True
     )
-    image.write(Edit(remove=frozenset([tissue.id])), image.read().fingerprint)
+    image.write(removal(image, [tissue.id]), image.read().fingerprint)
     image.write(Edit(annotations=[edited]), image.read().fingerprint)
     (row,) = exported(qpnuclei, project, "--roi", "Tissue")
     assert row["status"] == "changed since"

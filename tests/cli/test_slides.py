@@ -135,7 +135,7 @@ def test_slides_added_to_a_single_one_leave_it_as_it_is(tmp_path: Path, qpnuclei
     assert qpnuclei(*command).exit_code == 0
     image = open_project(results).images[0]
     objects = image.read()
-    image.write(Edit(remove=frozenset(list(objects.detections.ids)[:1])), objects.fingerprint)
+    image.write(Edit(remove=frozenset([0])), objects.fingerprint)
     first = image.data_path.read_bytes()
     for number, name in enumerate(("b.png", "c.png"), start=2):
         paint(slides / name, (120, 120))
@@ -155,8 +155,7 @@ def test_a_run_of_an_annotation_in_the_results_leaves_the_slides_finished(
     assert qpnuclei(*command).exit_code == 0
     image = open_project(results).images[0]
     objects = image.read()
-    removed = frozenset(list(objects.detections.ids)[:1])
-    image.write(Edit(remove=removed), objects.fingerprint)
+    image.write(Edit(remove=frozenset([0])), objects.fingerprint)
     annotate(image, shapely.Point(objects.detections.centroids[-1]).buffer(30))
     assert qpnuclei("run", results, "--roi", "Tumor", *RUN, "--no-report").exit_code == 0
     data = image.data_path.read_bytes()
@@ -355,7 +354,7 @@ def test_what_was_removed_since_is_not_counted_when_a_run_goes_on(
     assert qpnuclei(*command).exit_code == 0
     image = open_project(results).images[0]
     objects = image.read()
-    image.write(Edit(remove=frozenset(list(objects.detections.ids)[:1])), objects.fingerprint)
+    image.write(Edit(remove=frozenset([0])), objects.fingerprint)
     for _ in range(2):
         again = json.loads(qpnuclei(*command, "--json").stdout)
         assert again["resumed"] == 2

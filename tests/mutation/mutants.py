@@ -39,7 +39,7 @@ MUTANTS = (
     Mutant(
         "what a user has locked is replaced",
         "pipeline/planning/image_plan.py",
-        " - self.locked.ids",
+        " - self.locked.rows",
         "",
         ("tests/pipeline/commit/test_locked.py", "-k", "stay_and_nothing"),
     ),
@@ -131,15 +131,15 @@ MUTANTS = (
     Mutant(
         "detections of others are removed",
         "qupath/qpdata/data_file.py",
-        "foreign = [i for i in ids if not is_ours(i)]",
-        "foreign = [i for i in ids if False]",
+        "for row in rows if not detections.ours[row]",
+        "for row in rows if False",
         (_NATIVE, "-k", "not_ours"),
     ),
     Mutant(
         "what is nested below a detection is removed with it",
         "qupath/qpdata/hierarchy.py",
-        "                children += child.children\n",
-        "",
+        "                children += PathObject.of(child).children\n",
+        "                pass\n",
         (_NATIVE, "-k", "nested_below"),
     ),
     Mutant(
@@ -159,8 +159,8 @@ MUTANTS = (
     Mutant(
         "detections outside of the annotation are removed",
         "pipeline/selection.py",
-        "frozenset(ids[rows].tolist()) for rows in held",
-        "frozenset(ids.tolist()) for rows in held",
+        "frozenset(ours[rows].tolist()) for rows in held",
+        "frozenset(ours.tolist()) for rows in held",
         ("tests/pipeline", "tests/cli/test_run.py", "-k", "existing or within or replace"),
     ),
     # What is counted

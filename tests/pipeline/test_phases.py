@@ -47,7 +47,7 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.system.threads import available_cores
 from tests.cli.test_one_bad_apple import IMAGE, annotate
-from tests.ids import nucleus_id
+from tests.ids import nucleus_id, removal
 from tests.paths import ROOT
 from tests.pipeline.inference.test_processes import workers
 from tests.pipeline.killing import content, make_project
@@ -158,7 +158,7 @@ def test_images_that_could_not_be_planned_are_in_the_record_of_the_commit(tmp_pa
     # When the slide is back, the same commands do only what is missing.
     first = opened.images[0]
     objects = first.read()
-    first.write(Edit(remove=frozenset(objects.detections.ids[::2])), objects.fingerprint)
+    first.write(removal(first, objects.detections.ids[::2]), objects.fingerprint)
     data = [image.data_path.read_bytes() for image in opened.images]
     (tmp_path / "away").rename(place / "1.tif")
     again = phases()
@@ -485,7 +485,7 @@ def test_a_forced_save_hears_what_else_of_the_tissue_is_excluded_now(
     ):
         copy = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{number}"))
         (image,) = open_project(copy / "place" / "project").images
-        image.write(Edit(remove=frozenset([pen.id])), image.read().fingerprint)
+        image.write(removal(image, [pen.id]), image.read().fingerprint)
         image.write(Edit(annotations=now), image.read().fingerprint)
         summary = qpnuclei.commit(copy / "run", copy / "place" / "project", force=True)
         reasons = [failure.error.what for failure in summary.failures]

@@ -28,6 +28,7 @@ KILLS = 15
 # for each line of input: to start Python anew for each kill would take longer than all saves.
 SAVER = """
 import os, sys
+from tests.ids import removal
 from tests.qupath.test_native import Edit, group, open_project
 image = open_project(sys.argv[1]).images[2]
 ours = group(0, 3)
@@ -36,8 +37,9 @@ for _ in sys.stdin:
     if child == 0:
         while True:
             objects = image.read()
-            there = frozenset(ours.ids) & set(objects.detections.ids)
-            image.write(Edit(remove=there, add=[] if there else [ours]), objects.fingerprint)
+            there = removal(image, ours.ids)
+            edit = there if there.remove else Edit(add=[ours])
+            image.write(edit, objects.fingerprint)
     print(child, flush=True)
     os.waitpid(child, 0)
     print("killed", flush=True)

@@ -6,6 +6,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from qpnuclei.qupath.qpdata.hierarchy import annotations_of, remove_objects
 from qpnuclei.qupath.qpdata.workflow import add_step
 from qpnuclei.system.files import read_regular, temporary_prefix
 from qpnuclei.system.processes import Process
-from tests.ids import nucleus_id
+from tests.ids import nucleus_id, removal
 from tests.paths import SAMPLES, SHARED
 from tests.qupath.samples import VERSIONS, copy_project, dump
 
@@ -145,7 +146,7 @@ def test_after_adding_detections_only_they_differ(version, entry, tmp_path):
     ours = {i for i in read.detections.ids if is_ours(i)}
     assert len(ours) == 6
     assert read.annotations[-1].geometry.equals(new.geometry)
-    image.write(Edit(remove=frozenset(ours)), read.fingerprint)
+    image.write(removal(image, ours), read.fingerprint)
     again = dump(image.data_path.read_bytes())
     assert without(again["root"], {str(new.id)}) == before["root"]
 
@@ -156,7 +157,7 @@ def test_adding_and_removing_gives_the_same_bytes(version, tmp_path):
     before = image.data_path.read_bytes()
     added = group(3, n=40)
     image.write(Edit(add=[added]), image.read().fingerprint)
-    image.write(Edit(remove=frozenset(added.ids)), image.read().fingerprint)
+    image.write(removal(image, added.ids), image.read().fingerprint)
     assert image.data_path.read_bytes() == before
 
 
@@ -166,7 +167,7 @@ def test_replacing_part_of_ours(tmp_path):
     image.write(Edit(add=[first]), image.read().fingerprint)
     second = group(4, n=20, seed=9)
     gone = frozenset(first.ids[::3])
-    image.write(Edit(remove=gone, add=[second]), image.read().fingerprint)
+    image.write(replace(removal(image, gone), add=[second]), image.read().fingerprint)
     table = image.read().detections
     ours = [i for i in table.ids if is_ours(i)]
     assert ours == [i for i in first.ids if i not in gone] + list(second.ids)
@@ -209,7 +210,7 @@ def test_what_someone_nested_below_ours_survives(tmp_path):
         data_file.write(stream.write)
     names = [a.name for a in image.read().annotations]
     assert names[-1] == "rect"
-    image.write(Edit(remove=frozenset(mine.ids)), image.read().fingerprint)
+    image.write(removal(image, mine.ids), image.read().fingerprint)
     objects = image.read()
     assert [a.name for a in objects.annotations] == names
     assert not any(map(is_ours, objects.detections.ids))
@@ -555,7 +556,7 @@ def test_an_annotation_of_ours_is_removed_and_what_is_below_it_moves_up(tmp_path
     image.write(edit, image.read().fingerprint)
     # Another takes its place, and the detections go below that one.
     other = NewAnnotation(shapely.box(0, 0, 150, 150), new_id("other"), None, PathClass("Tissue"))
-    edit = Edit(remove=frozenset([ours.id]), annotations=[other], add=[group(count, seed=1)])
+    edit = replace(removal(image, [ours.id]), annotations=[other], add=[group(count, seed=1)])
     image.write(edit, image.read().fingerprint)
     objects = image.read()
     assert [a.id for a in objects.annotations[count:]] == [other.id]
@@ -563,12 +564,12 @@ def test_an_annotation_of_ours_is_removed_and_what_is_below_it_moves_up(tmp_path
     assert {below[new_id((0, i))] for i in range(5)} == {-1}
     assert {below[new_id((1, i))] for i in range(5)} == {count}
     image.write(
-        Edit(remove=frozenset([other.id, *(new_id((s, i)) for s in (0, 1) for i in range(5))])),
+        removal(image, [other.id, *(new_id((s, i)) for s in (0, 1) for i in range(5))]),
         objects.fingerprint,
     )
     assert dump(image.data_path.read_bytes())["root"] == before["root"]
     objects = image.read()
-    theirs = Edit(remove=frozenset([objects.annotations[0].id]))
+    theirs = Edit(remove_annotations=frozenset([0]))
     with pytest.raises(UsageError, match="not written by qpnuclei"):
         image.write(theirs, objects.fingerprint)
 
@@ -579,11 +580,15 @@ def test_an_annotation_of_ours_is_removed_and_what_is_below_it_moves_up(tmp_path
 def test_what_is_not_ours_is_not_removed(tmp_path):
     image = open_project(copy_project("0.5.1", tmp_path)).images[0]
     objects = image.read()
-    theirs = objects.detections.ids[0]
     with pytest.raises(UsageError, match="not written by qpnuclei"):
-        image.write(Edit(remove=frozenset([theirs])), objects.fingerprint)
-    with pytest.raises(UsageError, match="has no object"):
-        image.write(Edit(remove=frozenset([new_id(1)])), objects.fingerprint)
+        image.write(Edit(remove=frozenset([0])), objects.fingerprint)
+    for edit in (
+        Edit(remove=frozenset([0, len(objects.detections)])),
+        Edit(remove=frozenset([-1])),
+        Edit(remove_annotations=frozenset([len(objects.annotations)])),
+    ):
+        with pytest.raises(UsageError, match=r"has no (detection|annotation) number"):
+            image.write(edit, objects.fingerprint)
     with pytest.raises(UsageError, match="no annotation number 99"):
         image.write(Edit(add=[group(99)]), objects.fingerprint)
     for name, hint in (("Nucleus ", "give 'Nucleus'"), ("A:B", "give 'A: B'")):
@@ -834,7 +839,7 @@ def test_a_file_with_more_changed_than_was_asked_for_is_not_put_in_place(
         if fault == "a step is added":
             add_step(data_file._workflow(), data_file._catalog, "not asked for", "// by anyone")
         else:
-            remove_objects(data_file._root(), {str(objects.detections.ids[0])}, "file")
+            remove_objects(data_file._root(), [0], [])
         return real(data_file, edit)
 
     monkeypatch.setattr(DataFile, "add", faulty)

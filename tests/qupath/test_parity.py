@@ -33,7 +33,7 @@ from qpnuclei.qupath.model import (
     Project,
 )
 from qpnuclei.qupath.project import choose_backend, find_qupath, open_project
-from tests.ids import nucleus_id
+from tests.ids import nucleus_id, removal
 from tests.qupath.samples import VERSIONS, copy_project
 
 # QuPath 0.6 and newer round the vertices of some ROIs to this when they read them.
@@ -186,7 +186,7 @@ def test_edits_have_the_same_effect_and_each_reads_the_other(
             workflow_step=("qpnuclei run", "// a comment\n"),
         )
         image.write(edit, before.fingerprint)
-        image.write(Edit(remove=frozenset(ids(3, 4))), image.read().fingerprint)
+        image.write(removal(image, ids(3, 4)), image.read().fingerprint)
     objects = [
         open_project(project.path, reader).images[0].read()
         for project in projects
@@ -254,7 +254,7 @@ def test_what_is_not_ours_stays_when_ours_go(backend: str, project_file: Path) -
     before = image.read()
     groups = [DetectionGroup(0, squares(40), ids(40), NUCLEUS)]
     image.write(Edit(add=groups), before.fingerprint)
-    image.write(Edit(remove=frozenset(ids(40))), image.read().fingerprint)
+    image.write(removal(image, ids(40)), image.read().fingerprint)
     assert_same_objects(before, open_project(project_file, backend).images[0].read())
 
 
@@ -324,7 +324,7 @@ def test_an_annotation_of_ours_is_replaced(backend: str, project_file: Path) -> 
     image.write(edit, objects.fingerprint)
     other = replace(tissue, geometry=shapely.box(0, 0, 80, 80), id=second)
     groups = [DetectionGroup(count, squares(2, y=20), ids(2, 10), NUCLEUS)]
-    edit = Edit(remove=frozenset([first]), annotations=[other], add=groups)
+    edit = replace(removal(image, [first]), annotations=[other], add=groups)
     image.write(edit, image.read().fingerprint)
     after = image.read()
     assert [a.id for a in after.annotations] == [*(a.id for a in objects.annotations), second]
@@ -413,8 +413,8 @@ def test_a_file_that_changed_since_it_was_read(backend: str, project_file: Path)
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (Edit(remove=frozenset([uuid.UUID(int=5)])), "not written by qpnuclei"),
-        (Edit(remove=frozenset(ids(1))), "no object"),
+        (Edit(remove_annotations=frozenset([0])), "not written by qpnuclei"),
+        (Edit(remove=frozenset([10**6])), "no detection number 1000000"),
         (Edit(add=[DetectionGroup(99, squares(1), ids(1), NUCLEUS)]), "no annotation number 99"),
         (Edit(add=[DetectionGroup(0, squares(2), ids(1) * 2, NUCLEUS)]), "the same UUID"),
     ],
@@ -439,7 +439,7 @@ def test_a_uuid_that_is_taken(backend: str, project_file: Path) -> None:
     image.write(Edit(add=groups), image.read().fingerprint)
     with pytest.raises(UsageError, match="already has an object"):
         image.write(Edit(add=groups), image.read().fingerprint)
-    replaced = Edit(remove=frozenset(ids(2)), add=groups)
+    replaced = replace(removal(image, ids(2)), add=groups)
     image.write(replaced, image.read().fingerprint)
     assert sum(map(is_ours, image.read().detections.ids)) == 2
 

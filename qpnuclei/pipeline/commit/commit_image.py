@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-from uuid import UUID
+
+import numpy as np
 
 from qpnuclei.errors import SaveError, number_of
 from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
@@ -21,12 +22,11 @@ from qpnuclei.pipeline.planning.image_plan import (
     ImagePlan,
     area_to_clear,
     earlier_nuclei,
-    ids_of_detections,
 )
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.positivity import grades_of
-from qpnuclei.pipeline.selection import Locked
+from qpnuclei.pipeline.selection import Locked, our_tissue
 from qpnuclei.pipeline.summary import ImageResult, RegionResult, StoredResult
 from qpnuclei.qupath.analysed import Record, together
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
@@ -87,9 +87,10 @@ class ImageCommit:
             be saved is kept as GeoJSON in the run's folder, which the error names.
         """
         found = self._found()
-        plan = self._plan(self.entry.read())
+        objects = self.entry.read()
+        plan = self._plan(objects).to_write(objects, self.options.on_existing)
         about = found.about
-        nuclei = new_nuclei(plan, found, self.options, Doubts.of(about.checks))
+        nuclei = new_nuclei(plan, found, Doubts.of(about.checks))
 
         def store(planned: Written) -> None:
             """Store the result: if the run is killed after the save, the next run reads it here."""
@@ -139,8 +140,8 @@ class ImageCommit:
         about = found.about
         # Now the project holds them all: only what is stored tells which are of earlier runs.
         saved = self.entry.read()
-        plan = replace(self._plan(saved), taken=frozenset())
-        nuclei = new_nuclei(plan, found, self.options, Doubts.of(about.checks), stored)
+        plan = self._plan(saved)
+        nuclei = new_nuclei(plan, found, Doubts.of(about.checks), stored)
         # Only that tells, too, how many they replaced.
         written = Written(0 if stored is None else stored.result.replaced, nuclei, plan)
         with interrupt_postponed():
@@ -152,7 +153,7 @@ class ImageCommit:
         """Write the requested copies of nuclei that are in the project; return the new state."""
         found = self._found()
         plan = self._plan(self.entry.read())
-        nuclei = new_nuclei(plan, found, self.options, stored=stored)
+        nuclei = new_nuclei(plan, found, stored=stored)
         write_copies(self.project, plan, nuclei, self.options)
         copies = dict.fromkeys([*stored.copies, *paths_of_copies(self.entry, self.options)])
         return self._store(replace(stored, copies=tuple(copies)))
@@ -199,7 +200,8 @@ class ImageCommit:
         image = self.image
         regions = image.areas()
         left_out = image.area_left_out()
-        outdated = [a for a in objects.annotations if a.id in image.outdated]
+        record = Record.of(objects.properties, f"image {self.entry.name}")
+        outdated = [a for a in our_tissue(objects.annotations, record) if a.id in image.outdated]
         to_clear = area_to_clear(left_out, self.options.on_existing)
         existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)
         return ImagePlan(
@@ -208,16 +210,15 @@ class ImageCommit:
             # If the image's fingerprint has changed, the save is refused.
             fingerprint=image.data,
             size=(image.slide.width, image.slide.height),
-            taken=ids_of_detections(objects),
             scale=image.scale,
             mpp_source=image.mpp_source,
             stains=image.stain_vectors,
             regions=regions,
             existing=existing,
             tiles=self.layout.tiles,
-            record=Record.of(objects.properties, f"image {self.entry.name}"),
+            record=record,
             tissue=regions[0].annotation if image.tissue else None,
-            outdated=frozenset(image.outdated),
+            outdated=outdated,
             notes=image.notes,
             marker=image.marker,
             locked=Locked.of(objects.detections, [*existing, left_behind]),
@@ -251,7 +252,7 @@ class ImageCommit:
             seconds=dict(about.seconds or {}),
             waited=dict(about.waited or {}),
             notes=image.notes,
-            locked=len(plan.locked.ids),
+            locked=len(plan.locked.rows),
             as_locked=len(nuclei.as_locked),
             marker=image.marker,
         )
@@ -265,7 +266,13 @@ def stored_result(folder: RunFolder, image: PlannedImage) -> StoredResult | None
 
 def _to_store(nuclei: NewNuclei, result: ImageResult) -> StoredResult:
     """Return what is stored of nuclei that will be saved."""
-    return StoredResult(False, result, tuple(nuclei.again), tuple(nuclei.as_locked))
+    return StoredResult(
+        False,
+        result,
+        tuple(nuclei.again),
+        tuple(nuclei.as_locked),
+        renamed=tuple(nuclei.renamed.items()),
+    )
 
 
 def _notes(
@@ -275,15 +282,13 @@ def _notes(
     notes = list(plan.notes)
     if loss is not None:
         notes.append(loss)
-    if nuclei.again and options.cell_expansion_um > 0:
+    if nuclei.again and options.cell_expansion_um > 0 and options.on_existing != "replace":
         count = number_of(len(nuclei.again), "nucleus")
         notes.append(
             f"{count} of earlier runs found again: --on-existing {options.on_existing} leaves them "
             "as they are, and makes no new cells of them; --on-existing replace does"
         )
-    kept = nuclei.again | plan.locked.ids
-    if options.on_existing == "append":
-        kept = kept.union(*plan.existing)
+    kept = _kept(written, saved, options)
     others = _with_other_classes(saved.detections, kept, options)
     if others:
         count = number_of(others, "nucleus")
@@ -296,18 +301,31 @@ def _notes(
     return tuple(notes)
 
 
-def _with_other_classes(detections: Detections, kept: frozenset[UUID], options: RunOptions) -> int:
-    """Count the detections that stay and to which the options would give other classes."""
+def _kept(written: Written, saved: ImageObjects, options: RunOptions) -> frozenset[int]:
+    """Return the rows, in what is saved, of the nuclei of earlier runs that the run kept.
+
+    Those that the run itself has appended are among them.
+    """
+    plan = written.plan
+    kept = plan.existing if options.on_existing == "append" else [plan.locked.rows]
+    if not any(kept) or options.on_existing not in ("append", "replace"):
+        return frozenset()
+    to_clear = area_to_clear(plan.left_out, options.on_existing)
+    existing, cleared = earlier_nuclei(regions_now(plan, saved), to_clear, (), saved.detections)
+    rows = cleared.union(*existing)
+    if options.on_existing == "append":
+        return rows
+    return rows.intersection(np.flatnonzero(saved.detections.locked).tolist())
+
+
+def _with_other_classes(detections: Detections, kept: frozenset[int], options: RunOptions) -> int:
+    """Count the detections in some rows to which the options would give other classes."""
     if not kept:
         return 0
     base = options.class_name
-    grades = grades_of(detections, options.positive_thresholds)
-    return sum(
-        own_id in kept and name != (f"{base}: {grade}" if grade else base)
-        for own_id, name, grade in zip(
-            detections.ids, detections.class_names, grades.tolist(), strict=True
-        )
-    )
+    names = detections.class_names
+    grades = grades_of(detections, options.positive_thresholds).tolist()
+    return sum(names[row] != (f"{base}: {grades[row]}" if grades[row] else base) for row in kept)
 
 
 def _counted(plan: ImagePlan, objects: ImageObjects) -> dict[str, Any]:

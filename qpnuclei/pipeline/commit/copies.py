@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qpnuclei.nuclei.exports.geoparquet import OutlineColumn, geo_metadata
-from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, ids_of
+from qpnuclei.pipeline.commit.new_nuclei import NewNuclei
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses, classes_of_nuclei
@@ -82,7 +82,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: Nucle
         centroids = table.centroids()
         return pa.table(
             {
-                "id": pa.array(ids_of(table, plan.entry).texts(), pa.string()),
+                "id": pa.array(nuclei.ids_of(table).texts(), pa.string()),
                 "class": pa.array(class_names[classes.codes(table)], pa.string()),
                 "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
                 "centroid_x_px": centroids[:, 0],

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.ids import NucleusIds, made_id
 from qpnuclei.nuclei.overlap import are_in_place_of
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.inference.plausibility import Doubts
-from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan
 from qpnuclei.pipeline.positivity import NucleusClasses
 from qpnuclei.pipeline.summary import StoredResult
 from qpnuclei.qupath.model import DetectionGroup, ImageEntry
-from qpnuclei.qupath.regions import region_of
+from qpnuclei.qupath.regions import region_of, same_outlines
 from qpnuclei.system.sequences import MadeOnDemand
 
 _NO_DOUBTS = Doubts()
@@ -47,7 +47,9 @@ class NewNuclei:
     as_locked : frozenset of UUID
         Nuclei not written because a locked nucleus of an earlier run is in the same place.
     again : frozenset of UUID
-        Nuclei not written because they exist already, found by an earlier run (only if these stay).
+        Nuclei not written because an earlier run found them with the same outline, and they stay.
+    renamed : mapping of UUID to UUID
+        New UUIDs of nuclei whose own is in use by another object, for example a copy elsewhere.
     found : sequence of NucleiTable
         All nuclei found, including those left out.
     """
@@ -59,16 +61,22 @@ class NewNuclei:
     doubts: Doubts = _NO_DOUBTS
     as_locked: frozenset[UUID] = frozenset()
     again: frozenset[UUID] = frozenset()
+    renamed: Mapping[UUID, UUID] = field(default_factory=dict)
     found: Sequence[NucleiTable] = ()
 
     def __len__(self) -> int:
         return int(self.counts.sum())
 
+    def ids_of(self, table: NucleiTable) -> NucleusIds:
+        """Return the UUIDs of nuclei as they are written."""
+        ids = ids_of(table, self.entry)
+        if not self.renamed:
+            return ids
+        octets = b"".join(self.renamed.get(own_id, own_id).bytes for own_id in ids)
+        return NucleusIds(np.frombuffer(octets, np.uint8).reshape(-1, 16)[:, 6:])
+
     def groups(
-        self,
-        parents: Sequence[int | None],
-        classes: NucleusClasses,
-        taken: Collection[UUID] = frozenset(),
+        self, parents: Sequence[int | None], classes: NucleusClasses
     ) -> Sequence[DetectionGroup]:
         """Return detections for a project, made on demand, table by table.
 
@@ -78,10 +86,8 @@ class NewNuclei:
             Handles of the regions' annotations.
         classes : NucleusClasses
             Classes of the nuclei of a table and region.
-        taken : collection of UUID
-            Nuclei to leave out.
         """
-        return _Groups(self, parents, classes, taken)
+        return _Groups(self, parents, classes)
 
 
 class _Groups(MadeOnDemand[DetectionGroup]):
@@ -92,12 +98,10 @@ class _Groups(MadeOnDemand[DetectionGroup]):
         nuclei: NewNuclei,
         parents: Sequence[int | None],
         classes: NucleusClasses,
-        taken: Collection[UUID],
     ) -> None:
         self._nuclei = nuclei
         self._parents = parents
         self._classes = classes
-        self._taken = taken
         self._at = [
             (*at, code)
             for at in np.argwhere(nuclei.counts).tolist()
@@ -123,12 +127,10 @@ class _Groups(MadeOnDemand[DetectionGroup]):
     def _make(self, number: int, region: int, code: int) -> DetectionGroup:
         table = self._table(number)
         if number not in self._ids:
-            self._ids[number] = ids_of(table, self._nuclei.entry)
+            self._ids[number] = self._nuclei.ids_of(table)
         ids = self._ids[number]
         start, stop = self._starts(number)[region : region + 2].tolist()
         rows = (start + np.flatnonzero(self._codes(number)[start:stop] == code)).tolist()
-        if self._taken:
-            rows = [row for row in rows if ids[row] not in self._taken]
         path_class = self._classes.classes[code]
         return DetectionGroup(self._parents[region], table.take(rows), ids.take(rows), path_class)
 
@@ -136,16 +138,15 @@ class _Groups(MadeOnDemand[DetectionGroup]):
 def new_nuclei(
     plan: ImagePlan,
     found: Sequence[NucleiTable],
-    options: RunOptions,
     doubts: Doubts = _NO_DOUBTS,
     stored: StoredResult | None = None,
 ) -> NewNuclei:
     """Assign each nucleus to its regions; leave out nuclei that are in none.
 
     Nuclei are also left out if their overlap with a locked nucleus of an earlier run is more than
-    half of the smaller of the two, and with ``on_existing="append"`` or ``"skip"`` if they already
-    exist. The UUID of a nucleus is a hash of the image and its outline, so it is the same if found
-    again.
+    half of the smaller of the two, and if a nucleus of an earlier run that stays has the same
+    outline. The UUID of a nucleus is a hash of the image and its outline, so it is the same if
+    found again, but not if the image was renamed or duplicated in between.
 
     Parameters
     ----------
@@ -154,10 +155,13 @@ def new_nuclei(
     stored : StoredResult, optional
         Of the same nuclei, if the run has written them already: the same ones are left out.
     """
-    known = plan.taken if options.on_existing in ("append", "skip") else frozenset[UUID]()
-    locked = shapely.STRtree(plan.locked.outlines)
+    known, renamed = frozenset[UUID](), dict[UUID, UUID]()
+    taken = plan.staying.ids
+    staying, locked = map(shapely.STRtree, (plan.staying.outlines, plan.locked.outlines))
     if stored is not None:
-        known, locked = frozenset(stored.again + stored.as_locked), shapely.STRtree([])
+        known, renamed = frozenset(stored.again + stored.as_locked), dict(stored.renamed)
+        taken = frozenset()
+        staying = locked = shapely.STRtree([])
     counts = np.zeros((len(found), len(plan.regions)), np.int64)
     orders: list[npt.NDArray[np.int64] | None] = []
     outside = 0
@@ -169,15 +173,20 @@ def new_nuclei(
         outside += int(np.count_nonzero(region < 0))
         if known:
             ids = ids_of(table, plan.entry)
-            known_ids = np.fromiter((own_id in known for own_id in ids), bool, len(table))
-            is_known = (region >= 0) & known_ids
-            again.update(itertools.compress(ids, is_known))
-            region[is_known] = -1
+            region[np.fromiter((own_id in known for own_id in ids), bool, len(table))] = -1
+        if len(staying):
+            rows = np.flatnonzero(region >= 0)
+            repeated = rows[_are_repeats(table.polygons()[rows], staying)]
+            again.update(ids_of(table.take(repeated), plan.entry))
+            region[repeated] = -1
         if len(locked):
             rows = np.flatnonzero(region >= 0)
             in_place = rows[are_in_place_of(table.polygons()[rows], locked)]
             as_locked.update(ids_of(table.take(in_place), plan.entry))
             region[in_place] = -1
+        if taken:  # all UUIDs of a large table take long
+            ids = ids_of(table.take(np.flatnonzero(region >= 0)), plan.entry)
+            renamed |= {own_id: _free_id(own_id, taken) for own_id in ids if own_id in taken}
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
         as_it_is = np.array_equal(by_region, np.arange(len(table)))
         orders.append(None if as_it_is else by_region)
@@ -191,8 +200,26 @@ def new_nuclei(
         doubts,
         frozenset(as_locked if stored is None else stored.as_locked),
         frozenset(again if stored is None else stored.again),
+        renamed,
         found,
     )
+
+
+def _are_repeats(outlines: npt.NDArray[Any], earlier: shapely.STRtree) -> npt.NDArray[np.bool_]:
+    """Tell which of N outlines are equal to earlier ones, up to rounding."""
+    at, met = earlier.query(outlines)
+    found = np.zeros(len(outlines), bool)
+    found[at[same_outlines(outlines[at], earlier.geometries[met])]] = True
+    return found
+
+
+def _free_id(own_id: UUID, taken: Collection[UUID]) -> UUID:
+    """Return another UUID for a nucleus, always the same."""
+    made = (
+        made_id(blake2b(own_id.bytes + bytes([number]), digest_size=10).digest())
+        for number in range(256)
+    )
+    return next(free for free in made if free not in taken)
 
 
 class _Sorted(MadeOnDemand[NucleiTable]):

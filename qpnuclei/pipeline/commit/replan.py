@@ -15,11 +15,11 @@ from qpnuclei.pipeline.planning.image_plan import (
     NothingToDo,
     area_to_clear,
     earlier_nuclei,
-    ids_of_detections,
     not_analysed,
 )
 from qpnuclei.pipeline.selection import (
     Locked,
+    our_tissue,
     ours_within,
     select_regions,
     without_excluded,
@@ -49,35 +49,36 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         objects = plan.entry.read()
     except FormatError as error:
         raise ConflictError(error.what, error.hint) from error
-    there = {annotation.id for annotation in objects.annotations}
-    outdated = plan.outdated & there
+    record = Record.of(objects.properties, f"image {plan.entry.name}")
+    outdated = [
+        annotation
+        for annotation in our_tissue(objects.annotations, record)
+        if annotation.id in {a.id for a in plan.outdated}
+    ]
     tissue = plan.tissue
     if tissue is None:
         regions = _with_same_annotations(plan.regions, objects)
     else:
         tissue = dataclasses.replace(tissue, handle=len(objects.annotations) - len(outdated))
         regions = [Region(tissue, plan.regions[0].geometry)]
-    tissues = [a for a in objects.annotations if a.id in outdated]
     to_clear = area_to_clear(plan.left_out, options.on_existing)
-    existing, left_behind = earlier_nuclei(regions, to_clear, tissues, objects.detections)
+    existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)
     if options.on_existing in ("skip", "error"):
         # A skipping run may analyse only a part of an annotation, beside nuclei of earlier runs.
         parts = [Region(None, region.geometry) for region in regions]
         held = (
             existing if options.on_existing == "error" else ours_within(parts, objects.detections)
         )
-        name = next((r.label for r, ids in zip(regions, held, strict=True) if ids), None)
+        name = next((r.label for r, rows in zip(regions, held, strict=True) if rows), None)
         if name is not None:
             raise ConflictError(f"qpnuclei wrote detections into {name} since it was planned")
-    record = Record.of(objects.properties, f"image {plan.entry.name}")
     if options.selection.tissue:
         _check_tissue(plan, options, objects, record)
     else:
         _check_chosen(plan, regions, options, objects, record)
-    return dataclasses.replace(
+    again = dataclasses.replace(
         plan,
         fingerprint=objects.fingerprint,
-        taken=ids_of_detections(objects),
         regions=regions,
         existing=existing,
         record=record,
@@ -86,6 +87,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         locked=Locked.of(objects.detections, [*existing, left_behind]),
         left_behind=left_behind,
     )
+    return again.to_write(objects, options.on_existing)
 
 
 def _check_chosen(

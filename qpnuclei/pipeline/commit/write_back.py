@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import ConflictError, QpnucleiError, SaveError, number_of
@@ -108,7 +107,7 @@ def _save(
             raise
         plan = plan_again(plan, options)
         # Nuclei may have been locked or unlocked in between.
-        nuclei = new_nuclei(plan, nuclei.found, options, nuclei.doubts)
+        nuclei = new_nuclei(plan, nuclei.found, nuclei.doubts)
         written = _write(project, plan, nuclei, classes, options, before)
         _log.warning(
             "image %s was changed since it was planned: the nuclei are added to its present state, "
@@ -127,21 +126,20 @@ def _write(
     before: Callable[[Written], object],
 ) -> Written:
     """Write nuclei into the project if the image is unchanged since it was planned."""
-    replaced = plan.replaceable if options.on_existing == "replace" else frozenset[UUID]()
+    removed = plan.removed(options.on_existing)
     parents = [region.handle for region in plan.regions]
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
     record = plan.record_after(options.on_existing, nuclei.doubts.image, nuclei.doubts.regions)
-    # Another run may have written the same nucleus in between.
-    groups = nuclei.groups(parents, classes, plan.taken - replaced)
     step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
     edit = Edit(
-        remove=replaced | plan.outdated,
-        add=groups,
+        remove=removed,
+        remove_annotations=frozenset(annotation.handle for annotation in plan.outdated),
+        add=nuclei.groups(parents, classes),
         annotations=tissue,
         workflow_step=step,
         properties=record.to_properties(),
     )
-    planned = Written(len(replaced), nuclei, plan)
+    planned = Written(len(removed), nuclei, plan)
     before(planned)
     plan.entry.write(edit, plan.fingerprint)
     return planned

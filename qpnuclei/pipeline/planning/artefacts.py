@@ -69,20 +69,20 @@ class Marks:
         As in `Marked`.
     new : sequence of (UUID, str, Polygon)
         Annotations to add: UUID, name and outline in level-0 px.
-    outdated : frozenset of UUID
-        Annotations of an earlier search that were not found again.
+    outdated : frozenset of int
+        Handles of annotations of an earlier search that were not found again.
     kept : int
         As in `Marked`.
     """
 
     area_mm2: dict[str, float]
     new: Sequence[tuple[UUID, str, shapely.Polygon]]
-    outdated: frozenset[UUID]
+    outdated: frozenset[int]
     kept: int
 
     def applied_to(self, objects: ImageObjects) -> ImageObjects:
         """Return an image's objects as they would be with the new annotations."""
-        stay = [a for a in objects.annotations if a.id is None or a.id not in self.outdated]
+        stay = [a for a in objects.annotations if a.handle not in self.outdated]
         handle = max((a.handle for a in objects.annotations), default=-1) + 1
         new = [
             Annotation(handle + place, own_id, name, IGNORE_CLASS, "PolygonROI", outline)
@@ -111,11 +111,11 @@ def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: As
     record = Record.of(objects.properties, f"image {entry.name}")
     mpp, _ = pixel_size(entry, record, asked, lambda: slide.mpp)
     found = find_artefacts(slide, mpp)
-    ours = {a.id: a for a in objects.annotations if a.id is not None and _is_as_made(a, entry)}
+    ours = {a.handle: a.id for a in objects.annotations if _is_as_made(a, entry)}
     theirs = union(
         a.area
         for a in objects.annotations
-        if a.is_area and a.class_name == IGNORE_CLASS and a.id not in ours
+        if a.is_area and a.class_name == IGNORE_CLASS and a.handle not in ours
     )
     # Whole coordinates do not change when QuPath rounds them.
     wanted = {
@@ -124,10 +124,10 @@ def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: As
         for piece in _pieces(polygonal(shapely.set_precision(area, 1.0)))
         if shapely.intersection(piece, theirs).area < _KNOWN_SHARE * piece.area
     }
-    outdated = frozenset(ours) - frozenset(wanted)
+    outdated = frozenset(handle for handle, own_id in ours.items() if own_id not in wanted)
     return Marks(
         {kind: area_mm2(area.area, mpp) for kind, area in found.items()},
-        [(own_id, *marked) for own_id, marked in wanted.items() if own_id not in ours],
+        [(own_id, *marked) for own_id, marked in wanted.items() if own_id not in ours.values()],
         outdated,
         sum(a.class_name == IGNORE_CLASS for a in objects.annotations) - len(outdated),
     )
@@ -162,7 +162,7 @@ def mark_artefacts(
         path_class = class_of(project, IGNORE_CLASS, DEFAULT_COLORS[IGNORE_CLASS])
         new = [NewAnnotation(outline, own, name, path_class) for own, name, outline in marks.new]
         step = ("qpnuclei qc", f"// qpnuclei {__version__}: pen, folds and blur marked")
-        edit = Edit(remove=marks.outdated, annotations=new, workflow_step=step)
+        edit = Edit(remove_annotations=marks.outdated, annotations=new, workflow_step=step)
         entry.write(edit, objects.fingerprint)
     return Marked(marks.area_mm2, len(marks.new), len(marks.outdated), marks.kept)
 

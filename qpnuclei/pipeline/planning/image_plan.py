@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import shapely
 
@@ -18,8 +17,10 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.positivity import require_dab
 from qpnuclei.pipeline.selection import (
+    BORDER_PX,
     TISSUE_CLASS,
     Locked,
+    Staying,
     our_tissue,
     ours_within,
     select_regions,
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Nuclei this near to the border of an analysed area may belong to it: outlines are rounded.
-_BORDER_PX = 1.0
-
 
 @dataclass(frozen=True, eq=False)
 class ImagePlan:
@@ -62,8 +60,6 @@ class ImagePlan:
         Identifies the state of the image's data when it was planned.
     size : (width, height) of int
         Of the image, level-0 px.
-    taken : frozenset of UUID
-        UUIDs of all detections in the image before the run.
     scale : Scale
         Pixel size, and the grid that the network sees.
     mpp_source : str
@@ -71,50 +67,58 @@ class ImagePlan:
     stains : Stains
         For the measurements.
     regions : sequence of Region
-    existing : sequence of frozenset of UUID
-        For each region, the detections in it that qpnuclei wrote before.
+    existing : sequence of frozenset of int
+        For each region, the rows of the detections in it that qpnuclei wrote before.
     tiles : TilePlan
         On the grid that the network sees.
     record : Record
         Record of earlier runs in the image.
     tissue : Annotation or None
         The annotation of the tissue, if the run makes a new one.
-    outdated : frozenset of UUID
-        Annotations of tissue that earlier runs made, which the run removes.
+    outdated : sequence of Annotation
+        Tissue that earlier runs made, which the run removes.
     marker : str
         Identifies the run in the image's record.
     locked : Locked
         Those of `existing` and `left_behind` that stay, because a user has locked them.
     left_out : shapely geometry
         The excluded part of the chosen area, level-0 px.
-    left_behind : frozenset of UUID
-        Detections that qpnuclei wrote before, in `area_to_clear` or in `outdated` tissue.
+    left_behind : frozenset of int
+        Rows of detections that qpnuclei wrote before, in `area_to_clear` or in `outdated` tissue.
+    staying : Staying
+        What the run leaves in the image; needed only to write.
     """
 
     entry: ImageEntry
     model: str
     fingerprint: str
     size: tuple[int, int]
-    taken: frozenset[UUID]
     scale: Scale
     mpp_source: str
     stains: Stains
     regions: Sequence[Region]
-    existing: Sequence[frozenset[UUID]]
+    existing: Sequence[frozenset[int]]
     tiles: TilePlan
     record: Record = field(default_factory=Record)
     tissue: Annotation | None = None
-    outdated: frozenset[UUID] = frozenset()
+    outdated: Sequence[Annotation] = ()
     notes: tuple[str, ...] = ()
     marker: str = ""
     locked: Locked = field(default_factory=Locked)
     left_out: shapely.Geometry = NO_AREA
-    left_behind: frozenset[UUID] = frozenset()
+    left_behind: frozenset[int] = frozenset()
+    staying: Staying = field(default_factory=Staying)
 
-    @property
-    def replaceable(self) -> frozenset[UUID]:
-        """The detections of earlier runs that a run with ``on_existing="replace"`` removes."""
-        return self.left_behind.union(*self.existing) - self.locked.ids
+    def removed(self, on_existing: OnExisting) -> frozenset[int]:
+        """Return the rows of the detections of earlier runs that the run removes."""
+        if on_existing != "replace":
+            return frozenset()
+        return self.left_behind.union(*self.existing) - self.locked.rows
+
+    def to_write(self, objects: ImageObjects, on_existing: OnExisting) -> ImagePlan:
+        """Return the plan with what its run leaves of the image's objects."""
+        staying = Staying.of(objects, self.regions, self.removed(on_existing))
+        return replace(self, staying=staying)
 
     @property
     def megapixels(self) -> float:
@@ -141,7 +145,7 @@ class ImagePlan:
         return self.record.with_run(
             self.regions,
             UsedMpp(self.scale.mpp, self.mpp_source, project_mpp(self.entry)),
-            self.outdated,
+            frozenset(a.id for a in self.outdated if a.id is not None),
             check,
             checks,
             self.marker,
@@ -249,12 +253,12 @@ def plan_image(
             regions, tissue = _annotated(regions[0], outdated, objects, entry)
     existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)
     locked = Locked.of(objects.detections, [*existing, left_behind])
-    removes = bool(outdated or left_behind - locked.ids) or record.has_analysed(to_clear)
+    removes = bool(outdated or left_behind - locked.rows) or record.has_analysed(to_clear)
     if not (regions or removes):
         raise NothingToDo(_why_nothing(bool(chosen), is_tissue=options.selection.tissue))
     if options.on_existing == "error" and (any(existing) or left_behind):
         # Outdated tissue may have nuclei where the tissue that was found now has none.
-        names = (r.label for r, ids in zip(regions, existing, strict=True) if ids)
+        names = (r.label for r, rows in zip(regions, existing, strict=True) if rows)
         name = next(names, regions[0].label)
         raise UsageError(
             f"qpnuclei has already written detections into {name} of image {entry.name!r}",
@@ -263,9 +267,9 @@ def plan_image(
     if options.on_existing == "skip":
         _warn_of_other_mpps(entry, objects.annotations, record, mpp)
         regions = not_analysed(regions, record, objects.detections, entry)
-        existing = [frozenset[UUID]() for _ in regions]
+        existing = [frozenset[int]() for _ in regions]
     notes = []
-    removed = left_behind.difference(locked.ids, *existing)
+    removed = left_behind.difference(locked.rows, *existing)
     if removed and options.on_existing == "replace":
         count = number_of(len(removed), "nucleus")
         notes.append(f"removed where nothing is analysed any more: {count} of earlier runs")
@@ -282,7 +286,6 @@ def plan_image(
         model=model,
         fingerprint=objects.fingerprint,
         size=(slide.width, slide.height),
-        taken=ids_of_detections(objects),
         scale=scale,
         mpp_source=mpp_source,
         stains=stains,
@@ -298,7 +301,7 @@ def plan_image(
         ),
         record=record,
         tissue=tissue,
-        outdated=frozenset(a.id for a in outdated if a.id is not None),
+        outdated=outdated,
         notes=tuple(notes),
         locked=locked,
         left_out=left_out,
@@ -322,17 +325,17 @@ def earlier_nuclei(
     to_clear: shapely.Geometry,
     outdated: Sequence[Annotation],
     detections: Detections,
-) -> tuple[list[frozenset[UUID]], frozenset[UUID]]:
-    """Return the detections of earlier runs that concern a run.
+) -> tuple[list[frozenset[int]], frozenset[int]]:
+    """Return the rows of the detections of earlier runs that concern a run.
 
     Returns
     -------
-    (list of frozenset of UUID, frozenset of UUID)
+    (list of frozenset of int, frozenset of int)
         Those in each region; and those in `area_to_clear` or in outdated tissue.
     """
     behind = [Region(None, to_clear), *map(Region.of, outdated)]
     found = ours_within([*regions, *behind], detections)
-    return found[: len(regions)], frozenset[UUID]().union(*found[len(regions) :])
+    return found[: len(regions)], frozenset[int]().union(*found[len(regions) :])
 
 
 def _why_nothing(has_area: bool, *, is_tissue: bool) -> str:
@@ -390,16 +393,16 @@ def not_analysed(
     parts = map(record.part_not_analysed, regions)
     left = [part for part in parts if not part.geometry.is_empty]
     # A centroid on the border of an analysed area is inside it, up to rounding.
-    inner = [Region(None, shapely.buffer(part.geometry, -_BORDER_PX)) for part in left]
+    inner = [Region(None, shapely.buffer(part.geometry, -BORDER_PX)) for part in left]
     chosen = []
-    for part, ids in zip(left, ours_within(inner, detections), strict=True):
-        if ids:
+    for part, rows in zip(left, ours_within(inner, detections), strict=True):
+        if rows:
             _log.warning(
                 "image %s: %s has %s of qpnuclei where no recorded run has looked: skipped; "
                 "--on-existing replace analyses it",
                 entry.name,
                 part.label,
-                number_of(len(ids), "nucleus"),
+                number_of(len(rows), "nucleus"),
             )
         else:
             chosen.append(part)
@@ -433,8 +436,3 @@ def _warn_of_other_mpps(
             " and ".join(map(mpp_text, sizes)),
             mpp_text(mpp),
         )
-
-
-def ids_of_detections(objects: ImageObjects) -> frozenset[UUID]:
-    """Return the UUIDs of the detections of an image that have one."""
-    return frozenset(own_id for own_id in objects.detections.ids if own_id is not None)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.model import PathClass
+from qpnuclei.qupath.model import Edit, PathClass, check_ours
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.jvm import JavaObject, method, pipe
 from qpnuclei.qupath.paquo.objects import (
@@ -42,8 +42,8 @@ def apply_edit(
     objects = all_objects(hierarchy)
     annotations = only(objects, "isAnnotation")
     root = hierarchy.getRootObject()
-    if edit.remove:
-        _remove(edit.remove, objects, hierarchy)
+    if edit.remove or edit.remove_annotations:
+        _remove(edit, objects, hierarchy)
         annotations = only(all_objects(hierarchy), "isAnnotation")
     before = HierarchySnapshot.of(hierarchy)
     if new_ids:
@@ -88,17 +88,19 @@ def _plane_of(parent: JavaObject) -> Plane:
     return Plane() if roi is None else Plane(int(roi.getC()), int(roi.getZ()), int(roi.getT()))
 
 
-def _remove(remove: frozenset[uuid.UUID], objects: JavaObject, hierarchy: JavaObject) -> None:
+def _remove(edit: Edit, objects: JavaObject, hierarchy: JavaObject) -> None:
     """Remove detections and annotations; their children move up."""
-    wanted = {str(item) for item in remove}
-    indices = np.flatnonzero([item in wanted for item in ids_of(objects)])
-    found = jvm.take(objects, indices)
-    missing = wanted - set(ids_of(found))
-    if missing:
-        raise UsageError(f"the image has no object {min(missing)} to remove")
-    allowed = only(found, "isDetection").size() + only(found, "isAnnotation").size()
-    if allowed < found.size():
-        raise UsageError("only detections and annotations can be removed")
+    found = jvm.java_class("java.util.ArrayList")()
+    for kind, numbers in (
+        ("Detection", edit.remove),
+        ("Annotation", edit.remove_annotations),
+    ):
+        of_kind = only(objects, f"is{kind}")
+        if numbers and not 0 <= min(numbers) <= max(numbers) < of_kind.size():
+            raise UsageError(f"the image has no {kind.lower()} number {max(numbers)} to remove")
+        if numbers:
+            found.addAll(jvm.take(of_kind, np.array(sorted(numbers), np.int64)))
+    check_ours(map(uuid.UUID, ids_of(found)))
     hierarchy.removeObjects(found, True)
 
 

@@ -16,8 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpnuclei.errors import ConflictError, FormatError, SaveError, SlideError, UsageError
-from qpnuclei.nuclei.ids import is_ours
+from qpnuclei.errors import ConflictError, FormatError, SaveError, SlideError
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.backups import drop_old_backups, kept_backup
 from qpnuclei.qupath.image_names import unique_name
@@ -204,9 +203,6 @@ class PaquoImage:
 
     def write(self, edit: Edit, fingerprint: str) -> None:
         """Apply an edit, save and verify (see `ImageEntry.write`)."""
-        foreign = [item for item in edit.remove if not is_ours(item)]
-        if foreign:
-            raise UsageError(f"{foreign[0]} was not written by qpnuclei and cannot be removed")
         with locked(self._project.path.parent):
             self._check_unchanged(fingerprint)
             loaded = self._load_for_writing()

@@ -211,8 +211,8 @@ class JavaDetections(Detections):
     @cached_property
     def locked(self) -> npt.NDArray[np.bool_]:
         """Whether each detection is locked."""
-        locked = set(ids_of(only(self._detections, "isLocked")))
-        return np.array([item in locked for item in ids_of(self._detections)], bool)
+        texts = jvm.texts(self._detections, method(PATH_OBJECT, "isLocked", "boolean"))
+        return np.array([text == "true" for text in texts], bool)
 
     def unread(self) -> dict[str, int]:
         """Return properties that no column contains, and how many detections have them."""

@@ -9,12 +9,10 @@ and so does this module. Unknown items are written back unchanged.
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from qpnuclei.errors import FormatError, UsageError
-from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.qupath.model import Edit
+from qpnuclei.qupath.model import Edit, check_ours
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata import java_parser, java_writer
@@ -164,20 +162,31 @@ class DataFile:
         with self._errors():
             return read_hierarchy(self._root(), self.properties, self._errors)
 
-    def remove(self, ids: Collection[uuid.UUID]) -> None:
-        """Remove our detections and annotations; their children move up.
+    def remove(self, rows: Collection[int], handles: Collection[int] = ()) -> None:
+        """Remove our detections in these rows and annotations with these handles.
+
+        Their children move up.
 
         Raises
         ------
         qpnuclei.errors.UsageError
             If an object is not ours or does not exist.
         """
-        foreign = [i for i in ids if not is_ours(i)]
-        if foreign:
-            raise UsageError(f"{foreign[0]} was not written by qpnuclei and cannot be removed")
-        if ids:
-            with self._errors():
-                remove_objects(self._root(), {str(i) for i in ids}, self._source)
+        if not (rows or handles):
+            return
+        objects = self.read()
+        detections, annotations = objects.detections, objects.annotations
+        for kind, numbers, count in (
+            ("detection", rows, len(detections)),
+            ("annotation", handles, len(annotations)),
+        ):
+            if numbers and not 0 <= min(numbers) <= max(numbers) < count:
+                raise UsageError(f"{self._source} has no {kind} number {max(numbers)} to remove")
+        # Without reading all UUIDs, which takes longer.
+        check_ours(detections.ids[row] for row in rows if not detections.ours[row])
+        check_ours(annotations[handle].id for handle in handles)
+        with self._errors():
+            remove_objects(self._root(), rows, handles)
 
     def set_properties(self, values: Mapping[str, str]) -> None:
         """Set properties of the image; all others are unchanged."""

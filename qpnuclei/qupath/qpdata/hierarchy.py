@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import is_not
 
 import numpy as np
+import numpy.typing as npt
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Annotation, Detections, TmaCore
@@ -142,40 +143,46 @@ def check_free(root: JavaObject, ids: Container[str], source: str) -> None:
             raise UsageError(f"{source} already has an object {found[0]}")
 
 
-def remove_objects(root: JavaObject, ids: set[str], source: str) -> None:
-    """Remove annotations and detections below the root; their children move up.
+def remove_objects(root: JavaObject, rows: Collection[int], handles: Collection[int]) -> None:
+    """Remove the detections in these rows and the annotations with these handles.
 
-    Raises
-    ------
-    qpnuclei.errors.UsageError
-        If one of the objects does not exist, or is neither an annotation nor a detection.
+    They are numbered as `read_hierarchy` does. Their children move up.
     """
-    left = set(ids)
-    parents = [view for view, _ in walk(root) if isinstance(view, PathObject)]
+    numbers = {
+        "detection": np.array(sorted(rows), np.int64),
+        "annotation": np.array(sorted(handles), np.int64),
+    }
+    firsts = dict.fromkeys(numbers, 0)
+    parents: list[PathObject] = []
+    gone: set[JavaObject] = set()
+    stays: dict[Packed, npt.NDArray[np.bool_]] = {}
+    for item, _ in walk(root):
+        if isinstance(item, Packed):
+            kind = "annotation" if are_annotations(item) else "detection"
+        else:
+            parents.append(item)
+            kind = "detection" if item.kind in DETECTION_KINDS else item.kind
+        if kind not in numbers:
+            continue
+        first = firsts[kind]
+        firsts[kind] += count_of(item)
+        begin, end = np.searchsorted(numbers[kind], (first, firsts[kind]))
+        if begin == end:
+            continue
+        if isinstance(item, Packed):
+            stays[item] = np.ones(len(item), bool)
+            stays[item][numbers[kind][begin:end] - first] = False
+        else:
+            gone.add(item.node)
     for view in reversed(parents):  # innermost first, so children that move up are already final
         children: list[Content] = []
-        for item in view.children:
-            if isinstance(item, Packed):
-                stays = np.ones(len(item), bool)
-                for rows, texts in packed_ids(item):
-                    stays[rows] = [text not in ids for text in texts]
-                    left.difference_update(texts)
-                if stays.any():
-                    children.append(item if stays.all() else item.take(stays))
-                continue
-            child = PathObject.of(item) if isinstance(item, JavaObject) else None
-            own_id = None if child is None else child.id_string
-            if child is None or own_id is None or own_id.text not in ids:
-                children.append(item)
-            elif child.kind not in (*DETECTION_KINDS, "annotation"):
-                raise UsageError(
-                    f"{own_id.text} is a {child.kind}: only annotations and detections can be "
-                    "removed"
-                )
+        for child in view.children:
+            if isinstance(child, Packed) and child in stays:
+                if stays[child].any():
+                    children.append(child.take(stays[child]))
+            elif isinstance(child, JavaObject) and child in gone:
+                children += PathObject.of(child).children
             else:
-                left.discard(own_id.text)
-                children += child.children
+                children.append(child)
         if len(children) != len(view.children) or any(map(is_not, children, view.children)):
             view.set_children(children)
-    if left:
-        raise UsageError(f"{source} has no object {min(left)} to remove")

@@ -23,6 +23,7 @@ from qpnuclei.pipeline.phases import commit_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from tests.ids import removal
 from tests.pipeline.commit.test_locked import OPTIONS, Killed, lock
 from tests.pipeline.killing import content, make_project
 
@@ -44,7 +45,7 @@ def nuclei_of(image: NativeImage) -> list[UUID]:
 
 
 def remove(image: NativeImage, ids: Iterable[UUID]) -> None:
-    image.write(Edit(remove=frozenset(ids)), image.read().fingerprint)
+    image.write(removal(image, ids), image.read().fingerprint)
 
 
 def run_killed_after_the_save(

@@ -43,7 +43,7 @@ from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.stains import DEFAULT_HE
 from qpnuclei.system.files import atomic_file
 from qpnuclei.tiling.plan import TilePlan
-from tests.ids import nucleus_id
+from tests.ids import nucleus_id, removal
 from tests.paths import SAMPLES
 
 #: Of the sample's nine annotations, the fourth ("nested") and fifth are of class Stroma.
@@ -63,13 +63,11 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
     existing = ours_within(regions, objects.detections)
     scale = Scale((0.5, 0.5), (1.0, 1.0))
     tiles = TilePlan(shapely.box(0, 0, 512, 384), (512, 384), 512, 32)
-    taken = frozenset(own_id for own_id in objects.detections.ids if own_id is not None)
-    return ImagePlan(
+    plan = ImagePlan(
         image,
         "default-40x",
         objects.fingerprint,
         (512, 384),
-        taken,
         scale,
         "--mpp",
         DEFAULT_HE,
@@ -78,12 +76,13 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
         tiles,
         left_out=left_out,
     )
+    return plan.to_write(objects, options.on_existing)
 
 
-def nuclei_of(plan: ImagePlan, options: RunOptions = OPTIONS) -> NewNuclei:
+def nuclei_of(plan: ImagePlan) -> NewNuclei:
     """Return two nuclei in "nested", each in a table of its own."""
     tables = [NucleiTable.from_polygons([shapely.box(x, 180, x + 5, 186)]) for x in (50, 60)]
-    return new_nuclei(plan, tables, options)
+    return new_nuclei(plan, tables)
 
 
 def grid(step: int) -> NucleiTable:
@@ -132,7 +131,7 @@ def test_every_nucleus_goes_under_its_region_from_whatever_table(
     assert np.any(owner < 0)
     split = np.random.default_rng(0).integers(0, 5, len(whole))
     tables = [whole.take(split == i) for i in range(5)]
-    nuclei = new_nuclei(plan, tables, options)
+    nuclei = new_nuclei(plan, tables)
     assert nuclei.outside == np.count_nonzero(owner < 0)
     assert len(nuclei) == len(whole) - nuclei.outside
     expected = [np.count_nonzero(owner == i) for i in range(len(plan.regions))]
@@ -167,7 +166,7 @@ def test_append_leaves_out_what_is_there(project: NativeProject, tmp_path: Path)
     options = replace(OPTIONS, on_existing="append")
     plan = plan_of(image, options)
     tables = [NucleiTable.from_polygons(shapely.box([50, 70], 180, [55, 75], 186))]
-    nuclei = new_nuclei(plan, tables, options)
+    nuclei = new_nuclei(plan, tables)
     assert (len(nuclei), nuclei.outside) == (1, 0)
     write_back(project, plan, nuclei, options, tmp_path)
     assert written_into(image) == ["nested"] * 3
@@ -179,7 +178,7 @@ def test_an_image_without_nuclei_has_an_empty_parquet_table(
     options = replace(OPTIONS, parquet_dir=tmp_path / "parquet")
     plan = plan_of(project.images[0], options)
     none = NucleiTable.empty(["Area µm^2"])
-    write_back(project, plan, new_nuclei(plan, [none], options), options, tmp_path)
+    write_back(project, plan, new_nuclei(plan, [none]), options, tmp_path)
     (parquet,) = (tmp_path / "parquet").iterdir()
     copy = pq.read_table(parquet)
     assert copy.num_rows == 0
@@ -225,7 +224,7 @@ def test_force_replaces_what_another_run_wrote_meanwhile(
     assert write_back(project, plan, nuclei_of(plan), options, tmp_path).replaced == 2
     assert written_into(image) == ["nested", "nested"]
     options = replace(options, on_existing="append")
-    assert write_back(project, plan, nuclei_of(plan, options), options, tmp_path).replaced == 0
+    assert write_back(project, plan, nuclei_of(plan), options, tmp_path).replaced == 0
     assert written_into(image) == ["nested", "nested"]
     with pytest.raises(ConflictError, match=r"into nested .* since it was planned"):
         write_back(project, plan, nuclei_of(plan), replace(options, on_existing="skip"), tmp_path)
@@ -292,7 +291,7 @@ def wholly_excluded(image: NativeImage) -> None:
 def excluded_elsewhere(image: NativeImage) -> None:
     pen = next(a.id for a in image.read().annotations if a.name == "old pen")
     assert pen is not None
-    image.write(Edit(remove=frozenset([pen])), image.read().fingerprint)
+    image.write(removal(image, [pen]), image.read().fingerprint)
     draw(image, shapely.box(40, 200, 120, 230), "old pen", "Ignore*", pen)
 
 
@@ -370,7 +369,7 @@ def test_force_sees_a_small_excluded_annotation_in_a_long_outline(
     options = RunOptions(Selection(names=("comb",)), force=True, on_existing=on_existing)
     draw(image, COMB, "comb", "Comb")
     plan = plan_of(image, options)
-    nuclei = nuclei_of(plan, options)
+    nuclei = nuclei_of(plan)
     draw(image, shapely.box(100, 100, 124, 140), "pen", "Ignore*")
     with pytest.raises(ConflictError, match=r"what is excluded from comb .* changed since"):
         write_back(project, plan, nuclei, options, tmp_path)
@@ -406,7 +405,7 @@ def test_force_refuses_when_other_parts_of_the_tissue_are_excluded(
     plan = replace(plan_of(image), regions=[region], tissue=tissue if is_annotated else None)
     draw(image, ELSEWHERE, "beside", "Ignore*")
     tables = [NucleiTable.from_polygons([shapely.box(50, 180, 55, 186)])]
-    nuclei = new_nuclei(plan, tables, options)
+    nuclei = new_nuclei(plan, tables)
     draw(image, shapely.box(30, 160, 80, 300), "pen", "Ignore*")
     theirs = image.data_path.read_bytes()
     with pytest.raises(ConflictError, match="what is excluded from the tissue changed"):
@@ -414,7 +413,7 @@ def test_force_refuses_when_other_parts_of_the_tissue_are_excluded(
     assert image.data_path.read_bytes() == theirs
     pen = next(a.id for a in image.read().annotations if a.name == "pen")
     assert pen is not None
-    image.write(Edit(remove=frozenset([pen])), image.read().fingerprint)
+    image.write(removal(image, [pen]), image.read().fingerprint)
     write_back(project, plan, nuclei, options, tmp_path)
     assert len(written_into(image)) == 1
 
@@ -482,7 +481,7 @@ def test_a_drive_that_is_gone(
     if not saved_before:
         project.images[0].data_path.unlink()
         fingerprint = project.images[0].read().fingerprint
-        plan = replace(plan, fingerprint=fingerprint, taken=frozenset(), existing=[])
+        plan = replace(plan, fingerprint=fingerprint, existing=[])
     folder = project.path.parent
     (folder / "qpnuclei").mkdir()
     folder.rename(tmp_path / "away")

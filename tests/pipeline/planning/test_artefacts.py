@@ -78,7 +78,7 @@ def test_what_someone_changed_or_drew_stays_and_is_not_found_again(project):
     ignored = PathClass(IGNORE_CLASS, -1)
     entry.write(
         Edit(
-            remove=frozenset({upper.id, lower.id}),
+            remove_annotations=frozenset({upper.handle, lower.handle}),
             annotations=[
                 NewAnnotation(larger, upper.id, upper.name, ignored),
                 NewAnnotation(drawn, lower.id, "mine", ignored),
@@ -144,8 +144,8 @@ def test_a_run_that_goes_on_keeps_what_it_marked(boxed):
     assert same.images == plan.images
     assert boxed.images[0].read().fingerprint == state.fingerprint
     # What someone takes away meanwhile is another run, and is marked again.
-    gone = next(a.id for a in state.annotations if a.class_name == IGNORE_CLASS)
-    boxed.images[0].write(Edit(remove=frozenset({gone})), state.fingerprint)
+    gone = next(a.handle for a in state.annotations if a.class_name == IGNORE_CLASS)
+    boxed.images[0].write(Edit(remove_annotations=frozenset({gone})), state.fingerprint)
     _, anew, _ = plan_run(boxed, boxed.images, QC)
     (old,), (new,) = plan.images[0].regions, anew.images[0].regions
     assert new.region().geometry.equals(old.region().geometry)

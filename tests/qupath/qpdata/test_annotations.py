@@ -162,16 +162,15 @@ def test_detections_are_added_below_packed_annotations():
 
 def test_packed_annotations_are_removed():
     data_file = load()
-    before = saved(data_file)
-    new = same(20)
-    data_file.add(Edit(annotations=new))
+    before, first = saved(data_file), len(data_file.read().annotations)
+    data_file.add(Edit(annotations=same(20)))
     again = parsed(saved(data_file))
-    again.remove({own.id for own in new[5:9]})
+    again.remove((), range(first + 5, first + 9))
     check_read_singly(saved(again))
     assert [a.name for a in again.read().annotations[-16:]] == [
         f"a{i}" for i in range(20) if not 5 <= i < 9
     ]
-    again.remove({own.id for own in (*new[:5], *new[9:])})
+    again.remove((), range(first, first + 16))
     assert saved(again) == before
 
 
