@@ -24,6 +24,15 @@ Geometries = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 
 
+def reach_um(distance_um: float) -> float:
+    """Return how far from a nucleus another one can limit its cell, in µm.
+
+    A point of a cell is at most `distance_um` from the nucleus, so another nucleus that is nearer
+    to the point is within twice that distance. The points that stand for outlines add `_STEP_UM`.
+    """
+    return 2 * distance_um + _STEP_UM
+
+
 def cell_outlines(
     nuclei: NucleiTable,
     others: NucleiTable,
@@ -38,7 +47,8 @@ def cell_outlines(
     nuclei : NucleiTable
         In level-0 px. None may overlap another by more than rounding.
     others : NucleiTable
-        Further nuclei that bound the cells: at least those within twice the distance.
+        Further nuclei that bound the cells: at least those within `reach_um`. Those farther away
+        change nothing.
     distance_um : float
         Expansion of the nuclei, in µm.
     mpp : (float, float)
@@ -62,8 +72,8 @@ def cell_outlines(
     cells = shapely.buffer(every[:n], distance_um, quad_segs=_QUARTER)
     cells = _areas(shapely.intersection(cells, shapely.box(0, 0, width, height)))
     tree = shapely.STRtree(every)
-    one, other = tree.query(every, predicate="dwithin", distance=2 * distance_um)
-    crowded = np.unique(one[one != other])
+    pairs = tree.query(every[:n], predicate="dwithin", distance=reach_um(distance_um))
+    crowded = np.unique(pairs[:, pairs[0] != pairs[1]])
     bounded = crowded[crowded < n]
     if len(bounded):
         faces = _voronoi_cells(every, crowded)[: len(bounded)]

@@ -96,7 +96,8 @@ class ImageResult:
         Detections of earlier runs in the regions that stay because a user has locked them; and
         nuclei that are not written because one of these is in the same place.
     outside : int
-        Nuclei that are not written because their centroid lies outside the regions.
+        Nuclei that are not written because their centroid lies outside the regions. A run with
+        cells leaves them out earlier, and does not count them.
     joined : int
         Nuclei larger than the view of a tile, joined from several.
     covered : int

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from qpnuclei.nuclei.cells import cell_outlines
+from qpnuclei.nuclei.cells import cell_outlines, reach_um
 from qpnuclei.nuclei.outlines import polygonise
 from qpnuclei.nuclei.smoothing import junctions, smooth
 from qpnuclei.nuclei.table import NucleiTable
@@ -109,6 +109,18 @@ def test_nuclei_of_other_tables_bound_cells_as_those_of_the_same() -> None:
     for half in (rows % 2 == 0, rows % 2 == 1):
         part = cells_of(table.take(half), 5, others=table.take(~half))
         assert shapely.area(shapely.symmetric_difference(part, whole[half])).max() < ROUNDING
+
+
+def test_nuclei_beyond_the_reach_of_a_cell_change_nothing() -> None:
+    table = scattered(7, 60)
+    some = shapely.area(table.polygons()).argsort()[-5:]
+    apart = shapely.distance(table.take(some).polygons()[:, None], table.polygons()).min(axis=0)
+    near = np.setdiff1d(np.flatnonzero(apart <= reach_um(4)), some)
+    others = np.setdiff1d(np.arange(len(table)), some)
+    assert 0 < len(near) < len(others)
+    chosen = table.take(some)
+    expected, found = (cells_of(chosen, 4, others=table.take(rows)) for rows in (near, others))
+    assert (shapely.to_wkb(found) == shapely.to_wkb(expected)).all()
 
 
 def test_a_nucleus_alone_has_a_round_cell_and_one_in_another_stays_in_a_hole() -> None:

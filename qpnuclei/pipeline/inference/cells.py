@@ -9,12 +9,13 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.measure.shape import Measurements, shape_measurements
-from qpnuclei.nuclei.cells import cell_outlines
+from qpnuclei.nuclei.cells import cell_outlines, reach_um
 from qpnuclei.nuclei.outlines import bounds
 from qpnuclei.nuclei.pixels import Pixels, pixels_of_polygons
 from qpnuclei.nuclei.store import Shards
-from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.nuclei.table import NucleiTable, NucleiTables, concatenate
 from qpnuclei.pipeline.inference.infer import intensities, measured_at_level_0
+from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import PixelSource
@@ -23,8 +24,23 @@ from qpnuclei.slides.stains import Stains
 FloatArray = npt.NDArray[np.floating]
 
 
+def set_aside(found: Shards, regions: Sequence[Region], around: NucleiTables) -> None:
+    """Move the outlines of the nuclei outside all regions from `found` to `around`.
+
+    The tiles also find nuclei around the regions (`qpnuclei.pipeline.planning.tiles.plan_tiles`),
+    which limit the cells of the nuclei inside, and get none themselves.
+    """
+    for number in range(len(found)):
+        nuclei = found[number]
+        is_outside = region_of(nuclei.centroids(), regions) < 0
+        if is_outside.any():
+            around.append(_outlines(nuclei.take(is_outside)))
+            found[number] = nuclei.take(~is_outside)
+
+
 def add_cells(
     found: Shards,
+    around: NucleiTables,
     pixels: PixelSource,
     mpp: tuple[float, float],
     stains: Stains,
@@ -39,31 +55,38 @@ def add_cells(
     ----------
     found : Shards
         All measured nuclei of the image, in level-0 px.
+    around : NucleiTables
+        Further nuclei, which only limit the cells.
     distance_um : float
         Largest distance of a cell outline from its nucleus.
     """
-    boxes = [bounds(found[number]) for number in range(len(found))]
-    reach = 2 * distance_um / np.array([*mpp, *mpp]) * (-1, -1, 1, 1)
+    boxes, boxes_around = (
+        [bounds(tables[number]) for number in range(len(tables))] for tables in (found, around)
+    )
+    reach = reach_um(distance_um) / np.array([*mpp, *mpp]) * (-1, -1, 1, 1)
     size = pixels.width, pixels.height
     for number in range(len(found)):
         nuclei = found[number]
-        others = concatenate([*_near(found, boxes, number, reach)])
+        grown = shapely.STRtree(shapely.box(*(boxes[number] + reach).T))
+        others = concatenate(
+            [*_near(found, boxes, grown, number), *_near(around, boxes_around, grown)]
+        )
         cells = cell_outlines(nuclei, others, distance_um, mpp, size)
         found[number] = measured_cells(nuclei, cells, pixels, PixelCalibration(*mpp), stains)
 
 
 def _near(
-    found: Shards, boxes: Sequence[FloatArray], number: int, reach: FloatArray
+    tables: NucleiTables,
+    boxes: Sequence[FloatArray],
+    grown: shapely.STRtree,
+    but: int | None = None,
 ) -> Iterator[NucleiTable]:
-    """Yield the outlines from other tables that may be near those of this table."""
-    if len(boxes[number]) == 0:
-        return
-    tree = shapely.STRtree(shapely.box(*(boxes[number] + reach).T))
-    for other, of_other in enumerate(boxes):
-        if other != number:
-            near = np.unique(tree.query(shapely.box(*of_other.T))[0])
+    """Yield the outlines of all tables but one that meet a box of a tree."""
+    for number, of_table in enumerate(boxes):
+        if number != but:
+            near = np.unique(grown.query(shapely.box(*of_table.T))[0])
             if len(near):
-                yield _outlines(found[other].take(near))
+                yield _outlines(tables[number].take(near))
 
 
 def _outlines(nuclei: NucleiTable) -> NucleiTable:

@@ -9,7 +9,7 @@ from pathlib import Path
 from qpnuclei.errors import FormatError
 from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.pipeline.folder import RunFolder
-from qpnuclei.pipeline.inference.cells import add_cells
+from qpnuclei.pipeline.inference.cells import add_cells, set_aside
 from qpnuclei.pipeline.inference.infer import TileNuclei, join_tiles
 from qpnuclei.pipeline.inference.plausibility import check_plausibility
 from qpnuclei.pipeline.inference.shards import About, read_unit, write_image
@@ -87,9 +87,10 @@ def join_image(
             seen = seen_by_network(slide, image.stain_vectors)
             doubts = check_plausibility(seen, image.areas(), image.mpp, kept)
         if options.cell_expansion_um > 0:
-            with clock("cells"):
+            with clock("cells"), temporary_shards(folder.path) as around:
+                set_aside(kept, image.areas(), around)
                 distance = options.cell_expansion_um
-                add_cells(kept, slide, image.mpp, image.stain_vectors, distance)
+                add_cells(kept, around, slide, image.mpp, image.stain_vectors, distance)
         seconds.update(clock.seconds)
         about = About(
             layout.key,

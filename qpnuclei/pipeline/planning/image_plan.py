@@ -298,6 +298,7 @@ def plan_image(
             specs[model],
             tile_px=options.tile_px,
             max_nucleus_um=options.max_nucleus_um,
+            cell_expansion_um=options.cell_expansion_um,
         ),
         record=record,
         tissue=tissue,

@@ -148,6 +148,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             spec,
             tile_px=options.tile_px,
             max_nucleus_um=options.max_nucleus_um,
+            cell_expansion_um=options.cell_expansion_um,
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,15 +24,18 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run, infer_run, plan_run
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
+from qpnuclei.pipeline.summary import ImageResult
+from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.file_names import image_of_file
 from qpnuclei.qupath.geojson.importing import import_file
-from qpnuclei.qupath.model import Detections
+from qpnuclei.qupath.model import Detections, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeProject, open_project
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE
+from tests.cli.test_one_bad_apple import IMAGE
 from tests.measure.test_measurements import CALIBRATIONS, EXPECTED, FEATURES, image, number, outline
 from tests.pipeline.killing import make_project
 
@@ -104,7 +109,7 @@ def test_how_nuclei_are_spread_over_tables_changes_nothing(
             for row in range(len(nuclei)):
                 kept.append(nuclei.take([row]))
             assert len(kept) == (1 if size > 100 else 12)
-            add_cells(kept, tissue(), (0.5, 0.5), DEFAULT_HE, 2.5)
+            add_cells(kept, [], tissue(), (0.5, 0.5), DEFAULT_HE, 2.5)
             tables.append(concatenate([kept[number] for number in range(len(kept))]))
     one, other = tables
     assert one.cells is not None
@@ -131,6 +136,83 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> NativeProject:
     assert summary.failures == []
     assert summary.nuclei > 20
     return project
+
+
+#: Two annotations that share a border, which cuts nuclei.
+LEFT, RIGHT = shapely.box(20, 20, 120, 230), shapely.box(120, 20, 230, 230)
+
+
+def cells_in(
+    place: Path, area: shapely.Geometry, *others: shapely.Geometry, **changed: object
+) -> tuple[Detections, ImageResult]:
+    """Return the cells of an annotation, of class Tumor, after runs of it and of further ones."""
+    place.mkdir()
+    slide = Path(shutil.copy(IMAGE, place / "a.tif"))
+    create_from_slides(place / "project", [slide], mpp=0.25, stains=DEFAULT_HE)
+    project = open_project(place / "project")
+    (image,) = project.images
+    named = zip(("Tumor", "Stroma"), (area, *others), strict=False)
+    new = [NewAnnotation(a, uuid4(), None, PathClass(name)) for name, a in named]
+    image.write(Edit(annotations=new), image.read().fingerprint)
+    options = replace(OPTIONS, cell_expansion_um=5.0, **changed)  # type: ignore[arg-type]
+    first, *_ = [
+        analyse_project(
+            project, project.images, replace(options, selection=Selection(classes=(name,)))
+        ).images[0]
+        for name in ("Tumor", "Stroma")[: 1 + len(others)]
+    ]
+    return cells_of(project), first
+
+
+def assert_same_cells(some: Detections, of: Detections) -> None:
+    """Check that detections are among others, with the same cells and measurements."""
+    assert len(some) > 5
+    assert not set(some.ids) - set(of.ids)
+    rows = [of.ids.index(own_id) for own_id in some.ids]
+    shared = shapely.symmetric_difference(some.geometries, of.geometries[rows])
+    assert shapely.area(shared).max() < 1e-4
+    for name, values in some.measurements.items():
+        np.testing.assert_allclose(values, of.measurements[name][rows], rtol=1e-5, err_msg=name)
+
+
+def test_nuclei_outside_the_annotation_limit_cells_but_are_not_stored(tmp_path: Path) -> None:
+    whole, _ = cells_in(tmp_path / "whole", shapely.box(0, 0, 256, 256))
+    part, result = cells_in(tmp_path / "part", LEFT)
+    assert len(part) == result.nuclei < len(whole)
+    assert result.outside == 0
+    inside = shapely.intersects(LEFT, shapely.points(whole.centroids))
+    assert len(part) == np.count_nonzero(inside)
+    assert_same_cells(part, whole)
+
+
+def test_adjacent_annotations_may_be_run_one_after_the_other(tmp_path: Path) -> None:
+    together, _ = cells_in(tmp_path / "together", shapely.MultiPolygon([LEFT, RIGHT]).buffer(0))
+    separately, _ = cells_in(tmp_path / "separately", LEFT, RIGHT)
+    assert len(separately) == len(together)
+    assert_same_cells(separately, together)
+    one, other = shapely.STRtree(separately.geometries).query(separately.geometries)
+    shared = shapely.intersection(separately.geometries[one], separately.geometries[other])
+    assert shapely.area(shared)[one != other].max() < 0.01
+
+
+@pytest.mark.parametrize("tile_px", [32, 50])
+def test_cells_do_not_depend_on_tiles(tmp_path: Path, tile_px: int) -> None:
+    notched = shapely.difference(LEFT.union(RIGHT), shapely.box(60, 60, 190, 250))
+    (one, few), (other, many) = (
+        cells_in(tmp_path / str(size), notched, tile_px=size) for size in (256, tile_px)
+    )
+    assert few.tiles == 1 < many.tiles
+    assert one.ids == other.ids
+    assert (shapely.to_wkb(one.geometries) == shapely.to_wkb(other.geometries)).all()
+    for name, values in one.measurements.items():
+        np.testing.assert_array_equal(values, other.measurements[name], err_msg=name)
+
+
+def test_an_annotation_between_nuclei_has_no_cells(tmp_path: Path) -> None:
+    whole, _ = cells_in(tmp_path / "whole", shapely.box(0, 0, 256, 256))
+    x, y = whole.centroids[0] + (0.5, 0.5)
+    between, result = cells_in(tmp_path / "part", shapely.box(x, y, x + 3, y + 3))
+    assert (len(between), result.nuclei) == (0, 0)
 
 
 def cells_of(project: NativeProject) -> Detections:
