@@ -335,7 +335,7 @@ def _seams(
 ) -> list[View]:
     """Return views of seams, if the tiles of the last run are known for certain."""
     tile_px = None if run is None else run.arguments.get("tile_px")
-    if of_run is None or not isinstance(tile_px, int) or of_run.mpp is None:
+    if run is None or of_run is None or not isinstance(tile_px, int) or of_run.mpp is None:
         return []
     if of_run.working_mpp is None or (of_run.tiles or 0) < 2:
         return []
@@ -346,7 +346,9 @@ def _seams(
         return []
     area = union(valid_area(part) for part in known)
     size = slide.width, slide.height
-    xs, ys = tile_borders(area, size, of_run.mpp, of_run.working_mpp, tile_px)
+    lengths = {name: run.number(name) for name in ("max_nucleus_um", "cell_expansion_um")}
+    known_lengths = {name: value for name, value in lengths.items() if value is not None}
+    xs, ys = tile_borders(area, size, of_run.mpp, of_run.working_mpp, tile_px, **known_lengths)
     return seam_views(xs, ys, nuclei.centroids, area, of_run.mpp)
 
 

@@ -56,6 +56,11 @@ class Run:
         """Options of the run."""
         return _mapping(self.content.get("arguments"))
 
+    def number(self, argument: str) -> float | None:
+        """Return an option of the run that is a number; None if it is unknown or was not given."""
+        value = self.arguments.get(argument)
+        return float(value) if isinstance(value, int | float) else None
+
     @property
     def positive_thresholds(self) -> tuple[float, ...]:
         """Optical densities of DAB from which nuclei are positive, or 1+, 2+ and 3+; or none."""

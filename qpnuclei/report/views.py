@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from qpnuclei.choices import DEFAULT_MAX_NUCLEUS_UM
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.resolution import Scale
@@ -135,6 +136,8 @@ def tile_borders(
     mpp: tuple[float, float],
     working_mpp: tuple[float, float],
     tile_px: int,
+    max_nucleus_um: float = DEFAULT_MAX_NUCLEUS_UM,
+    cell_expansion_um: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """Return the positions of the borders between the tiles of a run, in level-0 px.
 
@@ -148,10 +151,15 @@ def tile_borders(
         µm per level-0 px, and µm per px of the input of the network.
     tile_px : int
         Largest side of the core of a tile, in px of the input of the network.
+    max_nucleus_um, cell_expansion_um : float
+        Those of the run. Tiles begin farther outside the area if nuclei get cells.
     """
     scale = Scale(mpp, (working_mpp[0] / mpp[0], working_mpp[1] / mpp[1]))
-    # The positions of cores depend neither on the halo nor on the network.
-    cores = plan_tiles(area, size, scale, EngineSpec("", "", mpp[0], 0, 1, 0), tile_px, 1.0)
+    # The positions of cores do not depend on the network.
+    any_engine = EngineSpec("", "", mpp[0], 0, 1, 0)
+    cores = plan_tiles(
+        area, size, scale, any_engine, tile_px, max_nucleus_um, cell_expansion_um=cell_expansion_um
+    )
     corners = np.array([tile.core[:2] for tile in cores], float).reshape(-1, 2)
     xs, ys = (np.unique(corners[:, axis])[1:] * scale.downsample[axis] for axis in (0, 1))
     return xs, ys

@@ -10,6 +10,7 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.report.density import density_map, viridis
 from qpnuclei.report.histogram import histogram
 from qpnuclei.report.pictures import outlines, path_data, round_length, scale_bar
@@ -21,6 +22,8 @@ from qpnuclei.report.views import (
     seam_views,
     tile_borders,
 )
+from qpnuclei.segmentation.engine import EngineSpec
+from qpnuclei.slides.resolution import Scale
 
 MPP = (0.5, 0.5)
 
@@ -130,6 +133,20 @@ def test_seams_lie_on_the_borders_of_tiles() -> None:
         middle = np.array(view.box).reshape(2, 2).mean(axis=0)
         assert (middle[axes] == 2000).all()
     assert abs(np.mean(side_by_side.box[1::2]) - 800) <= SIDE_UM / MPP[0]
+
+
+def test_seams_of_a_run_with_cells_are_where_its_tiles_met() -> None:
+    area, size = shapely.box(1000, 1200, 2500, 2500), (4000, 4000)
+    # Tiles begin 2 px and 5.5 + 10 µm outside the area: 64 px, or 32 of the image.
+    plan = plan_tiles(
+        area, size, Scale(MPP, (0.5, 0.5)), EngineSpec("", "", 0.25, 83, 1, 0), 1000, 7.5, 2.5
+    )
+    xs, ys = tile_borders(area, size, MPP, (0.25, 0.25), 1000, 7.5, 2.5)
+    (lefts, tops) = ({tile.core[axis] / 2 for tile in plan} for axis in (0, 1))
+    assert (min(lefts), min(tops)) == (968, 1168)
+    assert xs.tolist() == sorted(lefts)[1:]
+    assert ys.tolist() == sorted(tops)[1:]
+    assert xs.tolist() != tile_borders(area, size, MPP, (0.25, 0.25), 1000)[0].tolist()
 
 
 def test_paths_are_in_px_of_the_picture() -> None:
