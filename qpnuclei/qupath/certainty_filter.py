@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from qpnuclei._version import __version__
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import number_of
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.filters import with_filter
 from qpnuclei.qupath.model import Edit, ImageEntry
 from qpnuclei.qupath.regions import Region, rows_inside
 
@@ -36,6 +37,10 @@ class OwnNuclei:
         Record of earlier runs on the image.
     fingerprint : str
         Fingerprint of the objects as read.
+    roi_classes : tuple of str
+        Classes of the annotations that contain them; empty if they are all of the image.
+    properties : mapping of str to str
+        Of the image.
     """
 
     entry: ImageEntry
@@ -44,6 +49,8 @@ class OwnNuclei:
     locked: npt.NDArray[np.bool_]
     record: Record
     fingerprint: str
+    roi_classes: tuple[str, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, entry: ImageEntry, roi_classes: Sequence[str] = ()) -> OwnNuclei:
@@ -65,7 +72,16 @@ class OwnNuclei:
         certainty = np.full(len(rows), np.nan) if known is None else known[rows]
         locked = found.locked[rows]
         record = Record.of(objects.properties, f"image {entry.name}")
-        return cls(entry, rows, certainty.astype(np.float64), locked, record, objects.fingerprint)
+        return cls(
+            entry,
+            rows,
+            certainty.astype(np.float64),
+            locked,
+            record,
+            objects.fingerprint,
+            tuple(roi_classes),
+            objects.properties,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,7 +117,10 @@ class OwnNuclei:
             edit = Edit(
                 remove=removed,
                 workflow_step=("qpnuclei filter", comment),
-                properties={} if filtered == self.record else filtered.to_properties(),
+                properties={
+                    **({} if filtered == self.record else filtered.to_properties()),
+                    **with_filter(self.properties, self.record, least, self.roi_classes),
+                },
             )
             self.entry.write(edit, self.fingerprint)
         return len(removed)

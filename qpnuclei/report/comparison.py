@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qpnuclei.qupath.counts import Row
+from qpnuclei.qupath.filters import Filter
 from qpnuclei.report.pictures import round_length
 from qpnuclei.report.rendering import format_number, is_number, numbers
+from qpnuclei.report.runs import Run
 from qpnuclei.report.tables import MOST_ROWS
 
 _CLASS_COLUMNS = (
@@ -38,6 +40,8 @@ class ImageSummary:
     is_unrecorded: bool
     otherwise: int
     image_type: str | None
+    runs: tuple[Run, ...]
+    filters: tuple[Filter, ...]
 
 
 def comparison(shown: Sequence[ImageSummary]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from qpnuclei.qupath.areas import union, valid_area
 from qpnuclei.qupath.classes import is_positive
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area, counted_image, counted_nuclei
 from qpnuclei.qupath.counts import Row, count_objects
+from qpnuclei.qupath.filters import Filter, filters_of
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -33,7 +34,7 @@ from qpnuclei.report.pictures import (
     outlines,
     scale_bar,
 )
-from qpnuclei.report.runs import Run, RunOfImage, run_that_wrote
+from qpnuclei.report.runs import Run, RunOfImage, run_that_wrote, runs_in
 from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
 from qpnuclei.segmentation.sidecar import PROBABILITY
 
@@ -96,6 +97,10 @@ class ImageContent:
         Classes of its detections.
     written_by : Run
         Run that wrote the nuclei; `run` is the entry of the image in the record of that run.
+    runs : tuple of Run
+        All runs whose nuclei are in the image, newest first.
+    filters : tuple of Filter
+        Filters of these nuclei.
     is_unrecorded : bool
         Whether the record of the run that wrote the nuclei is missing.
     others : tuple of str
@@ -114,6 +119,8 @@ class ImageContent:
     mpp: tuple[float, float] | None
     written_by: Run | None
     run: RunOfImage | None
+    runs: tuple[Run, ...] = ()
+    filters: tuple[Filter, ...] = ()
     is_unrecorded: bool = False
     classes: frozenset[str | None] = frozenset()
     others: tuple[str, ...] | None = None
@@ -233,6 +240,8 @@ def image_content(
         mpp=mpp,
         written_by=run,
         run=of_run,
+        runs=tuple(runs_in(runs, entry.id, record)),
+        filters=filters_of(image.objects.properties, record, f"image {entry.name}"),
         is_unrecorded=bool(record.areas) and run is None,
         classes=frozenset(image.objects.detections.class_names),
         others=others,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 from qpnuclei._version import __version__
+from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import number_of
 from qpnuclei.models.registry import COARSE_ABOVE_MPP
 from qpnuclei.report.runs import Run
+from qpnuclei.segmentation.engine import views_of
 
 _PAPER = (
     "Sahasrabudhe M, Christodoulidis S, Salgado R, Michiels S, Loi S, André F, Paragios N, "
@@ -32,7 +35,7 @@ _LEARNED = {
 
 
 def methods(
-    runs: Sequence[Run],
+    runs: Sequence[tuple[Run, Set[int]]],
     unrecorded: int,
     images: Mapping[str | None, int],
     annotations: int,
@@ -40,13 +43,15 @@ def methods(
     classes: Sequence[str],
     stained: bool,
     otherwise: int = 0,
+    filters: Mapping[tuple[float, tuple[str, ...]], int] = MappingProxyType({}),
 ) -> tuple[str, list[str]]:
     """Return the paragraph and its numbered references.
 
     Parameters
     ----------
-    runs : sequence of Run
-        Runs that found the nuclei; empty if the nuclei come from another program.
+    runs : sequence of (Run, set of int)
+        Runs that found the nuclei, and the numbers of the images in which they are; empty if the
+        nuclei come from another program.
     unrecorded : int
         Number of images whose nuclei are from a run without a record.
     images : mapping of str or None to int
@@ -59,11 +64,13 @@ def methods(
         Whether haematoxylin was measured.
     otherwise : int
         Number of nuclei that have another class than the thresholds of these runs give.
+    filters : mapping of (float, tuple of str) to int
+        Number of images from which less certain nuclei were removed, for each least certainty and
+        the classes of annotations in which they were (none: everywhere).
     """
     areas = []
     if annotations or not cores:
-        plural = "es" if len(classes) > 1 else ""
-        of = f" (class{plural} {', '.join(classes)})" if classes else ""
+        of = f" ({_classes(classes)})" if classes else ""
         areas.append(f"{number_of(annotations, 'annotation', grouped=True)}{of}")
     if cores:
         areas.append(number_of(cores, "TMA core", grouped=True))
@@ -75,41 +82,17 @@ def methods(
             references.append(reference)
         return f"[{references.index(reference) + 1}]"
 
-    sentences = []
-    # Runs with the same settings are described once.
-    described: list[list[str]] = []
-    for run in runs:
-        of_run: list[str] = []
-        version = run.versions.get("qpnuclei") or __version__
-        used = " and ".join(_model(model, cite) for model in run.models)
-        plural = "s" if len(run.models) > 1 else ""
-        of_run.append(f"Nuclei were segmented with qpnuclei {version}, model{plural} {used}.")
-        if plural:
-            of_run.append(
-                f"The pixel size of an image decided which of these models it was given "
-                f"(above {COARSE_ABOVE_MPP} µm/px the coarser one)."
-            )
-        expansion = run.arguments.get("cell_expansion_um")
-        if isinstance(expansion, int | float) and expansion > 0:
-            of_run.append(
-                f"Cells reach up to {expansion:g} µm beyond their nuclei, and halfway to the next "
-                "one."
-            )
-        thresholds = run.positive_thresholds
-        if thresholds:
-            values = ", ".join(f"{value:g}" for value in thresholds)
-            of_run.append(
-                f"Nuclei with a mean optical density of DAB of at least {values} are "
-                f"{'positive' if len(thresholds) == 1 else '1+, 2+, 3+'}, others negative "
-                "(experimental)."
-            )
-        if of_run not in described:
-            described.append(of_run)
-            sentences += of_run
+    sentences = _of_runs(runs, cite)
     if otherwise:
         sentences.append(
             f"The thresholds do not hold for {number_of(otherwise, 'nucleus', grouped=True)}, "
             "whose classes are from earlier runs or given by hand."
+        )
+    for (least, of_classes), many in filters.items():
+        where_removed = f" in annotations of {_classes(of_classes)}" if of_classes else ""
+        sentences.append(
+            f"Afterwards, nuclei{where_removed} with a mean attention below {least:g} were removed "
+            f"from {number_of(many, 'image', grouped=True)}."
         )
     if unrecorded:
         sentences.append(
@@ -131,6 +114,86 @@ def methods(
             f"separated by colour deconvolution {cite(_DECONVOLUTION)}."
         )
     return " ".join(sentences), references
+
+
+def _of_runs(runs: Sequence[tuple[Run, Set[int]]], cite: Callable[[str], str]) -> list[str]:
+    """Return the sentences about runs. Those with the same settings are described once."""
+    alike: dict[tuple[str, ...], list[tuple[Run, Set[int]]]] = {}
+    for run, images in runs:
+        settings = (_segmented(run, cite), *_settings(run))
+        alike.setdefault(settings, []).append((run, images))
+    sentences = []
+    for (segmented, *others), group in alike.items():
+        of = f" {_where(group)}" if len(alike) > 1 else ""
+        sentences += [f"Nuclei{of} {segmented}", *others]
+    return sentences
+
+
+def _where(runs: Sequence[tuple[Run, Set[int]]]) -> str:
+    """Return which annotations of how many images some runs analysed."""
+    chosen = [run.chosen_classes for run, _ in runs]
+    names = list(dict.fromkeys(name for names in chosen for name in names))
+    within = f"in annotations of {_classes(names)} " if all(chosen) else ""
+    many = len(set[int]().union(*(images for _, images in runs)))
+    return f"{within}on {number_of(many, 'image', grouped=True)}"
+
+
+def _segmented(run: Run, cite: Callable[[str], str]) -> str:
+    version = run.versions.get("qpnuclei") or __version__
+    used = " and ".join(_model(model, cite) for model in run.models)
+    plural = "s" if len(run.models) > 1 else ""
+    return f"were segmented with qpnuclei {version}, model{plural} {used}."
+
+
+def _settings(run: Run) -> Iterator[str]:
+    """Yield a sentence for each setting of a run that changes counts and is not the default."""
+    given = run.arguments
+    if len(run.models) > 1:
+        yield (
+            "The pixel size of an image decided which of these models it was given (above "
+            f"{COARSE_ABOVE_MPP} µm/px the coarser one)."
+        )
+    if given.get("mpp") is not None or given.get("mpp_by_image"):
+        yield "Pixel sizes were given by hand."
+    if run.selection.get("tissue") is True:
+        yield "The analysed area was the tissue, which qpnuclei detected."
+    if given.get("qc") is True:
+        yield "Areas with pen, folds or tissue out of focus were detected by qpnuclei."
+    excluded = run.selection.get("excluded")
+    if isinstance(excluded, list) and tuple(excluded) != DEFAULT_EXCLUDED:
+        if excluded:
+            yield f"Annotations of {_classes([*map(str, excluded)])} were excluded."
+        else:
+            yield "No annotations were excluded."
+    if isinstance(given.get("tta"), bool):
+        yield (
+            f"The network's maps of {views_of(True)} flipped and rotated views were averaged."
+            if given["tta"]
+            else "The network saw one view of each tile (no test-time augmentation)."
+        )
+    if (threshold := run.number("threshold")) is not None:
+        yield f"Pixels with an attention above {threshold:g} were assigned to nuclei."
+    if smallest := run.number("min_area_um2"):
+        yield f"Nuclei smaller than {smallest:g} µm² were left out."
+    if expansion := run.number("cell_expansion_um"):
+        yield (
+            f"Cells reach up to {expansion:g} µm beyond their nuclei, and halfway to the next one."
+        )
+    if given.get("on_existing") == "append":
+        yield "Nuclei were added to those of earlier runs."
+    elif given.get("on_existing") == "skip":
+        yield "Areas that earlier runs had analysed were not analysed again."
+    if thresholds := run.positive_thresholds:
+        values = ", ".join(f"{value:g}" for value in thresholds)
+        yield (
+            f"Nuclei with a mean optical density of DAB of at least {values} are "
+            f"{'positive' if len(thresholds) == 1 else '1+, 2+, 3+'}, others negative "
+            "(experimental)."
+        )
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"class{'es' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _model(model: Mapping[str, Any], cite: Callable[[str], str]) -> str:

@@ -124,8 +124,8 @@ class _Report:
             return
         self._classes |= content.classes
         run = content.written_by
-        if run is not None:
-            self._used.setdefault(run.path, run)
+        for used in content.runs:
+            self._used.setdefault(used.path, used)
         reason = _unfinished_since(self._runs, entry.id)
         if reason:
             is_earlier = run is not None or content.is_unrecorded
@@ -274,6 +274,8 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> ImageSummary:
         is_unrecorded=content.is_unrecorded,
         otherwise=content.otherwise,
         image_type=content.entry.image_type,
+        runs=content.runs,
+        filters=content.filters,
     )
 
 
@@ -286,8 +288,18 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
     unrecorded = sum(image.is_unrecorded for image in shown)
     cores = len(rows) - len(annotations)
     otherwise = sum(image.otherwise for image in shown)
+    used = [(run, {i for i, image in enumerate(shown) if run in image.runs}) for run in runs]
+    filters = Counter((f.least, f.classes) for image in shown for f in image.filters)
     text, references = methods(
-        runs, unrecorded, images, len(annotations), cores, list(classes), stained, otherwise
+        used,
+        unrecorded,
+        images,
+        len(annotations),
+        cores,
+        list(classes),
+        stained,
+        otherwise,
+        filters,
     )
     models = dict.fromkeys(str(m.get("name") or "unknown") for run in runs for m in run.models)
     return {"methods": text, "references": references, "models": list(models)}

@@ -14,6 +14,7 @@ from typing import Any
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.pipeline.summary import RECORD
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.system.files import read_regular
@@ -67,6 +68,16 @@ class Run:
         given = _sequence(self.arguments.get("positive_thresholds"))
         known = tuple(float(value) for value in given if isinstance(value, int | float))
         return known if len(known) == len(given) and len(known) in (1, 3) else ()
+
+    @property
+    def selection(self) -> Mapping[str, Any]:
+        """What the run was told to analyse: the fields of `qpnuclei.Selection`."""
+        return _mapping(self.arguments.get("selection"))
+
+    @property
+    def chosen_classes(self) -> tuple[str, ...]:
+        """Classes whose annotations it was told to analyse; empty if they were chosen otherwise."""
+        return tuple(map(str, _sequence(self.selection.get("classes"))))
 
     @property
     def started(self) -> str:
@@ -170,6 +181,27 @@ def run_that_wrote(runs: Sequence[Run], entry_id: str, marker: str) -> Run | Non
         if run.why_unfinished(entry_id) is not None:
             return None
     return None
+
+
+def runs_in(runs: Sequence[Run], entry_id: str, record: Record) -> list[Run]:
+    """Return the runs whose nuclei are in an image, as far as their records are among `runs`.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Newest first, and so is the result.
+    record : Record
+        The record that the project has of the image.
+    """
+    if not record.areas:
+        return []
+    last = run_that_wrote(runs, entry_id, record.run)
+    return [
+        run
+        for run in runs
+        if run is last
+        or ((found := run.of_image(entry_id)) and found.marker and record.has_run(found.marker))
+    ]
 
 
 def project_of(run: Run) -> Path:

@@ -10,16 +10,21 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import shapely
 from typer.testing import CliRunner
 
+import qpnuclei
+from qpnuclei import RunOptions, Selection
+from qpnuclei.choices import CERTAINTY
 from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.qupath.analysed import Record
-from qpnuclei.qupath.model import Detections, ImageObjects
+from qpnuclei.qupath.certainty_filter import OwnNuclei
+from qpnuclei.qupath.model import Detections, Edit, ImageObjects, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import count_project
@@ -29,6 +34,7 @@ from qpnuclei.report.page import ReportOptions, write_report
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from qpnuclei.report.tables import readable
 from tests.paths import SAMPLES
+from tests.pipeline.killing import make_project
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
 
@@ -198,12 +204,101 @@ def test_the_methods_name_stains_and_say_nothing_twice(tmp_path: Path) -> None:
         return Run(tmp_path / "run.json", {"models": [{"name": model}], "arguments": arguments})
 
     types = {"BRIGHTFIELD_H_DAB": 2, "BRIGHTFIELD_H_E": 1, "UNSET": 3, None: 1}
-    runs = [run("a", 5), run("a", 5), run("b", 5), run("b", 5)]
+    runs = [(run(name, 5), {image}) for name in "ab" for image in (0, 1)]
     text, _ = methods(runs, 0, types, 8, 0, [], stained=False, otherwise=12345)
     assert "on 1 H&E image, 2 H-DAB images and 4 other images of a QuPath project" in text
     assert [text.count(f"model '{name}'") for name in "ab"] == [1, 1]
     assert text.count("Cells reach up to 5 µm") == 2  # of either model
+    assert text.count("Nuclei on 2 images were segmented with") == 2
     assert "The thresholds do not hold for 12,345 nuclei, whose classes" in text
+    text, _ = methods(runs[:2], 0, types, 8, 0, [], stained=False)
+    assert text.startswith("Nuclei were segmented with")
+
+
+def test_the_methods_say_every_setting_that_is_not_the_default() -> None:
+    def described(**changed: Any) -> str:
+        options = RunOptions(**{"selection": Selection(classes=("Tumor",)), **changed})
+        run = Run(Path("run.json"), {"arguments": json.loads(json.dumps(options.to_json()))})
+        return methods([(run, {0})], 0, {None: 1}, 1, 0, [], stained=False)[0]
+
+    usual = described()
+    for changed, said in (
+        ({"threshold": 0.8}, "Pixels with an attention above 0.8 were assigned to nuclei."),
+        ({"min_area_um2": 30}, "Nuclei smaller than 30 µm² were left out."),
+        ({"tta": True}, "maps of 8 flipped and rotated views were averaged."),
+        ({"tta": False}, "one view of each tile (no test-time augmentation)."),
+        ({"on_existing": "append"}, "Nuclei were added to those of earlier runs."),
+        ({"on_existing": "skip"}, "Areas that earlier runs had analysed were not analysed again."),
+        ({"qc": True}, "Areas with pen, folds or tissue out of focus were detected"),
+        ({"mpp": 0.5}, "Pixel sizes were given by hand."),
+        ({"selection": Selection(tissue=True)}, "The analysed area was the tissue"),
+        (
+            {"selection": Selection(classes=("Tumor",), excluded=("Necrosis", "Pen*"))},
+            "Annotations of classes Necrosis, Pen* were excluded.",
+        ),
+        (
+            {"selection": Selection(classes=("Tumor",), excluded=("Necrosis",))},
+            "Annotations of class Necrosis were excluded.",
+        ),
+        (
+            {"selection": Selection(classes=("Tumor",), excluded=())},
+            "No annotations were excluded.",
+        ),
+    ):
+        text = described(**changed)
+        assert said in text, changed
+        assert said not in usual
+        assert text.count(". ") == usual.count(". ") + 1, changed
+    # A record of another version may hold anything.
+    damaged = Run(Path("run.json"), {"arguments": {"threshold": "?", "selection": [], "tta": 3}})
+    assert methods([(damaged, {0})], 0, {None: 1}, 1, 0, [], stained=False)[0] == usual
+
+
+def test_runs_with_other_settings_are_described_apart(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "place", 2) / "project"
+    first, second = open_project(project).images
+    stroma = NewAnnotation(shapely.box(20, 232, 240, 250), uuid4(), None, PathClass("Stroma"))
+    first.write(Edit(annotations=[stroma]), first.read().fingerprint)
+    for chosen, image, threshold in (
+        ("Tumor", first, 0.8),
+        ("Stroma", first, None),
+        ("Tumor", second, None),
+    ):
+        options = RunOptions(Selection(classes=(chosen,)), device="cpu", threshold=threshold)
+        qpnuclei.run(project, options, images=[image.name])
+    qpnuclei.write_report(project, tmp_path / "page.html")
+    text = " ".join(Page.of(tmp_path / "page.html").text.split())
+    assert "Nuclei in annotations of class Tumor on 1 image were segmented with" in text
+    assert "Nuclei in annotations of classes Stroma, Tumor on 2 images were segmented" in text
+    assert text.count("were segmented with") == 2
+    assert text.count("with an attention above") == text.count("with an attention above 0.8") == 1
+
+
+def test_the_methods_name_the_filter_of_nuclei_that_are_still_there(
+    made: Made, tmp_path: Path
+) -> None:
+    shutil.copytree(made.project.path.parent, tmp_path / "project")
+    project = open_project(tmp_path / "project")
+    (image,) = project.images
+    page = tmp_path / "page.html"
+
+    def text() -> str:
+        write_report(project, project.images, page, runs_of(tmp_path / "project"))
+        return " ".join(Page.of(page).text.split())
+
+    certainty = image.read().detections.measurements[CERTAINTY]
+    low, high = (round(float(np.quantile(certainty, share)), 3) for share in (0.1, 0.3))
+    assert "Afterwards" not in text()
+    assert OwnNuclei.of(image, ["Tumor"]).remove_below(low) > 0
+    said = f"nuclei in annotations of class Tumor with a mean attention below {low:g} were removed"
+    assert f"Afterwards, {said} from 1 image." in text()
+    # A stricter filter of all nuclei says it all.
+    assert OwnNuclei.of(image).remove_below(high) > 0
+    assert f"nuclei with a mean attention below {high:g} were removed from 1 image." in text()
+    assert text().count("Afterwards") == 1
+    # A run finds them again.
+    qpnuclei.run(project.path, RunOptions(Selection(everything=True), device="cpu", tile_px=256))
+    assert "Afterwards" not in text()
 
 
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:

@@ -1,0 +1,60 @@
+"""What an image tells of the filters of its nuclei."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+import shapely
+
+from qpnuclei.qupath.analysed import Record, UsedMpp
+from qpnuclei.qupath.analysed_area import AnalysedArea
+from qpnuclei.qupath.filters import FILTERS, Filter, filters_of, with_filter
+
+AREA = shapely.MultiPolygon([shapely.box(0, 0, 9, 9)])
+USED = UsedMpp((0.25, 0.25), "--mpp", None)
+
+
+def after(*runs: str) -> Record:
+    """Return the record of an image whose area several runs have analysed, one after the other."""
+    area = AnalysedArea(uuid.UUID(int=1), AREA, turn=len(runs))
+    return Record((area,), USED, run=runs[-1], earlier_runs=runs[:-1])
+
+
+def test_a_filter_is_read_as_it_was_stored() -> None:
+    record = after("a", "b")
+    properties = with_filter({}, record, 0.85, ("Tumor",))
+    assert filters_of(properties, record) == (Filter(0.85, ("Tumor",), ("a", "b")),)
+    assert filters_of({}, record) == ()
+
+
+def test_a_filter_that_includes_earlier_ones_takes_their_place() -> None:
+    record = after("a")
+    properties: dict[str, str] = {}
+    for least, classes, expected in (
+        (0.8, ("Tumor",), [(0.8, ("Tumor",))]),
+        (0.7, (), [(0.8, ("Tumor",)), (0.7, ())]),
+        (0.75, (), [(0.8, ("Tumor",)), (0.75, ())]),
+        (0.9, ("Tumor", "Stroma"), [(0.75, ()), (0.9, ("Tumor", "Stroma"))]),
+        (0.95, (), [(0.95, ())]),
+    ):
+        properties = with_filter(properties, record, least, classes)
+        assert [(f.least, f.classes) for f in filters_of(properties, record)] == expected
+
+
+def test_a_filter_of_nuclei_that_were_replaced_is_left_out() -> None:
+    properties = with_filter({}, after("a"), 0.8, ())
+    assert filters_of(properties, after("a", "b")) == ()
+    kept = Record((AnalysedArea(None, AREA, turn=1, runs=("a", "b")),), USED, run="b")
+    assert filters_of(properties, kept) == (Filter(0.8, (), ("a",)),)
+    # Records of older versions do not name their runs.
+    unnamed = Record((AnalysedArea(None, AREA),), USED)
+    assert filters_of(with_filter({}, unnamed, 0.8, ()), unnamed) == (Filter(0.8),)
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[3]", "[{}]", '[{"least":"x"}]', '{"least":1}'])
+def test_what_is_damaged_is_ignored_with_a_warning(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert filters_of({FILTERS: text}, after("a"), "image a.svs") == ()
+    assert "image a.svs: what is stored of earlier filters is damaged" in caplog.text
