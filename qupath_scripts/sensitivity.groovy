@@ -6,7 +6,8 @@
  *   others are coloured by it; nothing is changed. "Remove" removes the hidden ones, "Put back" brings
  *   them back as long as the window is open, later File > Reload data does so, until the image is
  *   saved. Nuclei that are locked (accepted) are hidden, but never removed. The doubts of runs are
- *   about the nuclei before: they are marked so, as by "qpnuclei filter".
+ *   about the nuclei before: they are marked so, and the value is stored in the image, as by
+ *   "qpnuclei filter".
  *
  * In QuPath (0.4 to 0.7)
  *   Choose qpnuclei > Sensitivity; or Automate > User scripts > qpnuclei, then Run > Run.
@@ -34,11 +35,21 @@ import qupath.lib.plugins.workflow.DefaultScriptableWorkflowStep
 def CERTAINTY = "Attention: Mean"
 // The property of an image that records which areas were analysed, and the doubts about their nuclei.
 def RECORD = "qpnuclei analysed"
+// The property of an image that has the filters of its nuclei, for the methods section of a report.
+def FILTERS = "qpnuclei filters"
 
 /** Marks the doubts in a record as older than the removal of nuclei; what is no record stays as it is. */
 String beforeFilter(String record) {
     // Within texts, quotes follow a backslash: only keys are found.
     record?.replaceAll(/("(?:image )?check":")(?!before the filter: )/, '$1before the filter: ')
+}
+
+/** Adds a filter to those of an image, with the runs that its record names. */
+String withFilter(String filters, String record, double least) {
+    def named = [/"earlier runs":\[(.*?)\]/, /"run":("[^"]*")/].collectMany { (record =~ it).collect { found -> found[1] } }
+    def runs = named ? ',"runs":[' + named.join(",") + "]" : ""
+    def others = (filters ?: "[]")[1..<-1]
+    return "[" + [others, String.format(Locale.US, '{"least":%.3f%s}', least, runs)].findAll().join(",") + "]"
 }
 
 def viewer = getCurrentViewer()
@@ -59,6 +70,7 @@ Platform.runLater {
     def earlier = options.measurementMapperProperty().get()
     def removed = []
     def recordBefore = null
+    def filtersBefore = null
     def slider = new Slider(0, 1, 0)
     slider.setShowTickLabels(true)
     slider.setMajorTickUnit(0.1)
@@ -83,7 +95,9 @@ Platform.runLater {
         def record = imageData.getProperty(RECORD)
         if (going && record != null) {
             recordBefore = recordBefore ?: record
+            filtersBefore = filtersBefore ?: imageData.getProperty(FILTERS) ?: "[]"
             imageData.setProperty(RECORD, beforeFilter(record))
+            imageData.setProperty(FILTERS, withFilter(imageData.getProperty(FILTERS), record, least))
         }
         note(String.format(Locale.US, "removed %d detections by qpnuclei, whose '%s' is below %.3f", going.size(), CERTAINTY, least))
         show()
@@ -94,9 +108,12 @@ Platform.runLater {
         note("put back ${removed.size()} detections")
         removed.clear()
         // Unless a run has written another one meanwhile.
-        if (recordBefore != null && imageData.getProperty(RECORD) == beforeFilter(recordBefore))
+        if (recordBefore != null && imageData.getProperty(RECORD) == beforeFilter(recordBefore)) {
             imageData.setProperty(RECORD, recordBefore)
+            imageData.setProperty(FILTERS, filtersBefore)
+        }
         recordBefore = null
+        filtersBefore = null
         show()
     }
     slider.valueProperty().addListener({ property, old, value -> show() } as ChangeListener)

@@ -8,6 +8,7 @@ this folder. What needs QuPath's classes takes those of the installation in PAQU
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import sys
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -30,6 +31,7 @@ from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
 from qpnuclei.qupath.analysed import PROPERTY, Record, UsedMpp
 from qpnuclei.qupath.analysed_area import AnalysedArea
 from qpnuclei.qupath.count_table import write_counts
+from qpnuclei.qupath.filters import FILTERS, with_filter
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Detections, ImageEntry, Project
@@ -385,6 +387,29 @@ def test_the_slider_marks_doubts_in_groovy(groovy: Groovy, tmp_path: Path) -> No
     (expected,) = RECORD.filtered().to_properties().values()
     marked = groovy.java("groovy.ui.GroovyMain", caller, record).splitlines()
     assert marked == [expected, "true", "null"]
+
+
+def test_the_slider_stores_its_filter_as_filter_does(groovy: Groovy, tmp_path: Path) -> None:
+    text = text_of("sensitivity.groovy")
+    assert f'"{FILTERS}"' in text
+    method = re.search(r"^String withFilter.*?^}$", text, re.M | re.S)
+    assert method
+    caller = tmp_path / "caller.groovy"
+    caller.write_text(
+        f"{method[0]}\n"
+        'def record = new File(args[0]).getText("UTF-8")\n'
+        "def once = withFilter(null, record, 0.8)\n"
+        "println once\n"
+        "println withFilter(once, record, 0.75)\n",
+        encoding="utf-8",
+    )
+    for record in (RECORD, replace(RECORD, earlier_runs=("a", "b")), replace(RECORD, run="")):
+        (content,) = record.to_properties().values()
+        (tmp_path / "record.json").write_text(content, encoding="utf-8")
+        stored = groovy.java("groovy.ui.GroovyMain", caller, tmp_path / "record.json").splitlines()
+        first = with_filter({}, record, 0.8, ())
+        both = with_filter(first, record, 0.75, ())
+        assert list(map(json.loads, stored)) == [json.loads(p[FILTERS]) for p in (first, both)]
 
 
 def test_options_with_spaces_are_in_quotes(groovy: Groovy, tmp_path: Path) -> None:

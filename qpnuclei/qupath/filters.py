@@ -48,7 +48,8 @@ def filters_of(
 ) -> tuple[Filter, ...]:
     """Return the filters of the nuclei that are in an image, oldest first.
 
-    Filters of nuclei that later runs have replaced are left out.
+    Left out are filters of nuclei that later runs have replaced, and those that a later filter
+    includes.
 
     Parameters
     ----------
@@ -62,7 +63,12 @@ def filters_of(
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         _log.warning("%s: what is stored of earlier filters is damaged and was ignored", name)
         return ()
-    return tuple(one for one in found if not one.runs or any(map(record.has_run, one.runs)))
+    valid = [one for one in found if not one.runs or any(map(record.has_run, one.runs))]
+    return tuple(
+        one
+        for number, one in enumerate(valid, start=1)
+        if not any(later.includes(one) for later in valid[number:])
+    )
 
 
 def with_filter(
@@ -71,14 +77,13 @@ def with_filter(
     """Return the property of an image after a further filter."""
     runs = (*record.earlier_runs, *([record.run] if record.run else []))
     new = Filter(least, classes, runs)
-    kept = [one for one in filters_of(properties, record) if not new.includes(one)]
     content = [
         {
             "least": one.least,
             **({"classes": one.classes} if one.classes else {}),
             **({"runs": one.runs} if one.runs else {}),
         }
-        for one in [*kept, new]
+        for one in [*filters_of(properties, record), new]
     ]
     return {FILTERS: json.dumps(content, separators=(",", ":"))}
 
