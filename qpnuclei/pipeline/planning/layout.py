@@ -30,7 +30,8 @@ _NOT_OF_UNITS = frozenset(
         *("mpp", "mpp_only_missing", "mpp_by_image"),
         *("tissue_annotation", "class_name", "on_existing", "force", "positive_thresholds"),
         *("tile_px", "max_nucleus_um"),  # the tiles themselves are part of it
-        # Small nuclei are left out and cells are added when units are joined.
+        # Small nuclei are left out and cells are added when units are joined. Which nuclei around a
+        # region are found for the cells depends on the tiles alone.
         *("min_area_um2", "cell_expansion_um"),
         *("geojson_dir", "parquet_dir", "run_dir"),
     }

@@ -328,7 +328,7 @@ def test_appending_cells_to_their_nuclei_says_that_none_were_made(tmp_path: Path
     assert "--on-existing replace" in note
 
 
-def test_another_distance_needs_no_new_units(
+def test_another_distance_needs_no_new_units_if_the_tiles_stay_the_same(
     done: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qpnuclei.pipeline.planning.layout.UNIT_SIDE", 1)
@@ -337,7 +337,7 @@ def test_another_distance_needs_no_new_units(
     folder, plan, _ = plan_run(project, project.images, options)
     infer_run(folder, options)
     units = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/shards").glob("*/0*.parquet")}
-    assert len(units) == 4
+    assert len(units) == 4  # of the whole image: a greater distance reaches no further
     wider = replace(options, cell_expansion_um=3.0)
     folder, again, _ = plan_run(project, project.images, wider)
     assert again.images[0].units == plan.images[0].units
