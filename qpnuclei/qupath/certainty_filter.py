@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +49,8 @@ class OwnNuclei:
     locked: npt.NDArray[np.bool_]
     record: Record
     fingerprint: str
-    roi_classes: tuple[str, ...] = ()
-    properties: Mapping[str, str] = field(default_factory=dict)
+    roi_classes: tuple[str, ...]
+    properties: Mapping[str, str]
 
     @classmethod
     def of(cls, entry: ImageEntry, roi_classes: Sequence[str] = ()) -> OwnNuclei:
