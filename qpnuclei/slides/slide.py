@@ -110,8 +110,6 @@ class Slide:
         µm/px in x and y as stated in the file, unchecked; None if it is not stated.
     magnification : float or None
         Magnification of the objective, as stated in the file.
-    slide_id : str or None
-        ID shared by all files of one slide (DICOM); None if the slide is a single file.
     levels : tuple of Level
         Largest first.
     image_number : int or None
@@ -134,7 +132,6 @@ class Slide:
         self.mpp = reader.mpp
         self.magnification = reader.magnification
         self.vendor = reader.vendor
-        self.slide_id = reader.slide_id
         self.image_number = reader.series
         self._reader = reader
         self.crop_to_bounds, self.series, self.apply_icc = crop_to_bounds, series, apply_icc

@@ -147,7 +147,7 @@ class InMemory:
 
     vendor = "mirax"
     mpp = (0.25, 0.25)
-    magnification = slide_id = icc_profile = series = None
+    magnification = icc_profile = series = None
     unused_sizes = ()
 
     def __init__(self, levels, bounds):

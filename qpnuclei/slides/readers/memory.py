@@ -21,7 +21,6 @@ class ArrayReader:
     """
 
     bounds = None
-    slide_id = None
     unused_sizes = ()
 
     def __init__(

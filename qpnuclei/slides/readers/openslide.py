@@ -164,7 +164,6 @@ class OpenSlideReader:
         )
         self.magnification = positive(properties.get("openslide.objective-power"))
         self.bounds = self._bounds()
-        self.slide_id = properties.get("dicom.SeriesInstanceUID")
 
     @property
     def icc_profile(self) -> bytes | None:

@@ -78,10 +78,6 @@ class SlideReader(Protocol):
         """The ICC profile in the file; None if there is none."""
 
     @property
-    def slide_id(self) -> str | None:
-        """ID shared by all files of one slide; None if the slide is a single file."""
-
-    @property
     def series(self) -> int | None:
         """Number of the image in an OME-TIFF, from 0; None in other formats."""
 

@@ -363,7 +363,6 @@ class TiffReader:
     """
 
     bounds = None
-    slide_id = None
 
     def __init__(self, tiff: tifffile.TiffFile, levels: Sequence[TiffLevel]) -> None:
         self._tiff = tiff
