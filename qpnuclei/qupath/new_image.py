@@ -36,12 +36,17 @@ QUPATH_VERSION = "0.5.1"
 #: Largest size of QuPath's thumbnails, width and height in px.
 THUMBNAIL_SIZE = (1000, 600)
 
-_RGB_CHANNELS = (("Red", (255, 0, 0)), ("Green", (0, 255, 0)), ("Blue", (0, 0, 255)))
+#: Channels by their number, with the names and colours that QuPath gives them.
+_CHANNELS = {
+    1: (("Channel 1", (255, 255, 255)),),
+    2: (("Channel 1", (255, 0, 0)), ("Channel 2", (0, 255, 0))),
+    3: (("Red", (255, 0, 0)), ("Green", (0, 255, 0)), ("Blue", (0, 0, 255))),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class NewImage:
-    """A brightfield RGB slide to add to a project.
+    """A brightfield slide to add to a project.
 
     Parameters
     ----------
@@ -61,6 +66,9 @@ class NewImage:
         Whether QuPath should open the file with OpenSlide; otherwise with Bio-Formats.
     series : int
         Number of the image in the file, for Bio-Formats.
+    channels : int
+        Number of channels that QuPath's reader has: 3 for RGB, 1 for grey, 2 for grey with alpha.
+        QuPath does not open an image of which the project states another number.
     """
 
     path: Path
@@ -73,6 +81,12 @@ class NewImage:
     name: str | None = None
     openslide: bool = False
     series: int = 0
+    channels: int = 3
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether QuPath's reader shows it in colour."""
+        return self.channels == 3
 
 
 def describe_slides(
@@ -171,6 +185,7 @@ def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
             name=name,
             openslide=bool(openslide),
             series=slide.image_number or 0,
+            channels=3 if openslide else slide.channels_of_bio_formats(),
         )
 
 
@@ -198,6 +213,8 @@ def stage_image(
 ) -> None:
     """Stage the files of a new image.
 
+    A grey image gets neither type nor stains: QuPath 0.6 and newer open it as no brightfield image.
+
     Parameters
     ----------
     folder : Path
@@ -217,6 +234,8 @@ def stage_image(
         If a file could not be written.
     """
     builder = server_builder(image)
+    if not image.is_rgb:
+        image_type, stains = "UNSET", None
     data_file = new_data_file(
         builder,
         image_type,
@@ -226,7 +245,7 @@ def stage_image(
     )
     path = project_file.data_file(folder, str(number))
     staged, _ = transaction.stage(path, data_file.write)
-    size = {**_size_of(image.levels[0]), "sizeC": 3, "sizeZ": 1, "sizeT": 1}
+    size = {**_size_of(image.levels[0]), "sizeC": image.channels, "sizeZ": 1, "sizeT": 1}
     summary = {
         "timestamp": staged.stat().st_mtime_ns // 1_000_000,
         "imageType": image_type,
@@ -273,10 +292,12 @@ def _metadata(image: NewImage) -> dict[str, Any]:
         "sizeZ": 1,
         "sizeT": 1,
         "channelType": "DEFAULT",
-        "isRGB": True,
+        "isRGB": image.is_rgb,
         "pixelType": "UINT8",
         "levels": [{"downsample": level.downsample, **_size_of(level)} for level in image.levels],
-        "channels": [{"name": name, "color": packed_rgb(*rgb)} for name, rgb in _RGB_CHANNELS],
+        "channels": [
+            {"name": name, "color": packed_rgb(*rgb)} for name, rgb in _CHANNELS[image.channels]
+        ],
         "pixelCalibration": {
             "pixelWidth": _pixel_size(calibration.width_um),
             "pixelHeight": _pixel_size(calibration.height_um),

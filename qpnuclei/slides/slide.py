@@ -191,6 +191,19 @@ class Slide:
         sizes = self._reader.sizes if self.image_number is not None else self._reader.sizes[:1]
         return self._levels(self._before_unused(sizes))
 
+    def channels_of_bio_formats(self) -> int:
+        """Return the number of channels that QuPath has of the file if Bio-Formats reads it.
+
+        It shows the indices of a palette as grey, and leaves out the alpha channel of RGB, but not
+        that of grey.
+
+        Returns
+        -------
+        int
+            1, 2, or 3 for RGB.
+        """
+        return min(self._reader.samples, 3)
+
     def _before_unused(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the sizes of levels that are larger than any page that is no level.
 

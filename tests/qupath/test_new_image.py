@@ -1,13 +1,16 @@
+import json
 from functools import partial
 
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from PIL import Image
 
 from qpnuclei.qupath import images
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.new_image import describe_slides, server_builder
+from qpnuclei.slides.stains import DEFAULT_HE
 from tests.slides.pictures import (
     edit_ome,
     picture,
@@ -143,3 +146,94 @@ def test_the_number_of_the_image_that_was_chosen_is_stated(tmp_path):
     path = write_ome(tmp_path / "x.ome.tif", (picture(64, 48), "a", 1.0), (FULL, "b", 0.25))
     edit_ome(path, lambda xml: without_planes(xml, 0))
     assert builder_of(path)["args"] == ["--series", "1"]
+
+
+GREY, ALPHA = FULL[:, :, 0], np.full(FULL.shape[:2], 200, np.uint8)
+RGBA = np.dstack([FULL, ALPHA])
+COLORMAP = np.tile(np.arange(256, dtype=np.uint16) * 257, (3, 1))
+
+
+def pillow(name, pixels, mode=None, **options):
+    image = Image.fromarray(pixels)
+    return name, lambda path: (image if mode is None else image.convert(mode)).save(path, **options)
+
+
+def tiff(pixels, name="x.tif", **options):
+    return name, lambda path: tifffile.imwrite(path, pixels, **options)
+
+
+def channel_names(metadata):
+    return [channel["name"] for channel in metadata["channels"]]
+
+
+# What Bio-Formats 7.3 has of these files; QuPath leaves out the alpha channel of RGB.
+@pytest.mark.parametrize(
+    ("file", "channels"),
+    [
+        (pillow("x.png", GREY), 1),
+        (pillow("x.png", GREY, transparency=3), 1),
+        (pillow("x.png", GREY, "1"), 1),
+        (pillow("x.png", FULL, "P"), 1),
+        (pillow("x.png", FULL, "P", transparency=3), 1),
+        (pillow("x.png", np.dstack([GREY, ALPHA])), 2),
+        (pillow("x.png", FULL), 3),
+        (pillow("x.png", FULL, transparency=(1, 2, 3)), 3),
+        (pillow("x.png", RGBA), 3),
+        (pillow("x.jpg", GREY), 1),
+        (pillow("x.jpg", FULL), 3),
+        (pillow("x.bmp", GREY), 1),
+        (pillow("x.bmp", GREY, "1"), 1),
+        (pillow("x.bmp", FULL, "P"), 1),
+        (pillow("x.bmp", FULL), 3),
+        (pillow("x.bmp", RGBA), 3),
+        (tiff(GREY), 1),
+        (tiff(GREY, photometric="miniswhite"), 1),
+        (tiff(GREY, tile=(64, 64), compression="jpeg"), 1),
+        (tiff(GREY, "x.ome.tif"), 1),
+        (tiff(GREY, imagej=True), 1),
+        (tiff(GREY, photometric="palette", colormap=COLORMAP), 1),
+        (tiff(GREY, "x.ome.tif", photometric="palette", colormap=COLORMAP), 1),
+        (tiff(FULL, photometric="rgb", tile=(64, 64)), 3),
+        (tiff(FULL, photometric="ycbcr"), 3),
+        (tiff(FULL, photometric="ycbcr", compression="jpeg"), 3),
+        (tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"]), 3),
+        (tiff(RGBA, "x.ome.tif", photometric="rgb", extrasamples=["assocalpha"]), 3),
+        (tiff(np.moveaxis(FULL, 2, 0), photometric="rgb", planarconfig="separate"), 3),
+        (tiff(np.moveaxis(RGBA, 2, 0), photometric="rgb", planarconfig="separate",
+              extrasamples=["unspecified"], tile=(64, 64)), 3),
+        (tiff(np.moveaxis(FULL, 2, 0), "x.ome.tif", photometric="minisblack",
+              metadata={"axes": "CYX", "Channel": {"Name": ["Red", "Green", "Blue"]}}), 3),
+    ],
+)  # fmt: skip
+def test_as_many_channels_are_stated_as_bio_formats_has(tmp_path, file, channels):
+    name, write = file
+    write(tmp_path / name)
+    (entry,) = create_from_slides(tmp_path / "p", [tmp_path / name]).images
+    stored = json.loads((tmp_path / "p" / "project.qpproj").read_bytes())
+    builder = stored["images"][0]["serverBuilder"]
+    assert builder["providerClassName"] == images.BIO_FORMATS_BUILDER
+    metadata = builder["metadata"]
+    named = {1: ["Channel 1"], 2: ["Channel 1", "Channel 2"], 3: ["Red", "Green", "Blue"]}
+    assert channel_names(metadata) == named[channels]
+    assert (metadata["isRGB"], metadata["pixelType"]) == (channels == 3, "UINT8")
+    summary = json.loads((entry.folder / "summary.json").read_bytes())
+    assert summary["server"]["sizeC"] == channels
+    # QuPath 0.6 opens no data file that calls a grey image brightfield, or gives it stains.
+    kind = ("BRIGHTFIELD_H_E", DEFAULT_HE) if channels == 3 else ("UNSET", None)
+    assert (entry.image_type, entry.stains) == kind
+    assert summary["imageType"] == kind[0]
+    assert named[channels][0].encode() in (entry.folder / "data.qpdata").read_bytes()
+    with images.open_image(entry) as slide:
+        assert slide.read(0, 0, 515, 389).shape == (389, 515, 3)
+
+
+def test_openslide_shows_a_grey_pyramid_in_colours(tmp_path):
+    levels = [level[:, :, 0] for level in (FULL, HALF)]
+    path = write_pyramid(tmp_path / "x.tif", levels, photometric="minisblack")
+    (entry,) = create_from_slides(tmp_path / "p", [path]).images
+    ((image,), _) = describe_slides([path])
+    builder = server_builder(image)
+    assert builder["providerClassName"] == images.OPENSLIDE_BUILDER
+    assert builder["metadata"]["isRGB"] is True
+    assert channel_names(builder["metadata"]) == ["Red", "Green", "Blue"]
+    assert entry.image_type == "BRIGHTFIELD_H_E"

@@ -148,6 +148,7 @@ class InMemory:
     vendor = "mirax"
     mpp = (0.25, 0.25)
     magnification = icc_profile = series = None
+    samples = 3
     unused_sizes = ()
 
     def __init__(self, levels, bounds):

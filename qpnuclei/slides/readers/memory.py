@@ -18,6 +18,8 @@ class ArrayReader:
     icc_profile : bytes, optional
     series : int, optional
         Number of the image in an OME-TIFF.
+    samples : int
+        Samples per pixel in the file from which it was decoded.
     """
 
     bounds = None
@@ -32,6 +34,7 @@ class ArrayReader:
         magnification: float | None = None,
         icc_profile: bytes | None = None,
         series: int | None = None,
+        samples: int = 3,
     ) -> None:
         self._rgb = rgb
         self.vendor = vendor
@@ -39,6 +42,7 @@ class ArrayReader:
         self.magnification = magnification
         self.icc_profile = icc_profile
         self.series = series
+        self.samples = samples
         self.sizes = [(rgb.shape[1], rgb.shape[0])]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:

@@ -151,6 +151,7 @@ class OpenSlideReader:
     #: Width and height of the blocks in which levels with a fractional downsample are read, in px.
     _BLOCK = 1024
 
+    samples = 3
     series = None
     unused_sizes = ()
 

@@ -89,6 +89,7 @@ def _decoded(path: Path, image: Image.Image) -> SlideReader:
     return ArrayReader(
         over_white(pixels) if transparent else pixels,
         icc_profile=image.info.get("icc_profile") or None,
+        samples=len(image.getbands()),
     )
 
 

@@ -78,6 +78,10 @@ class SlideReader(Protocol):
         """The ICC profile in the file; None if there is none."""
 
     @property
+    def samples(self) -> int:
+        """Samples per pixel in the file: 1 grey or palette, 3 colours, one more with alpha."""
+
+    @property
     def series(self) -> int | None:
         """Number of the image in an OME-TIFF, from 0; None in other formats."""
 

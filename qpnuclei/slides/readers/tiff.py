@@ -109,24 +109,26 @@ def _open_series(
     images = [_level(path, level, described) for level in series.levels]
     is_damaged = ome is None and has_ome_xml(tiff)
     metadata = read_metadata(path, tiff, series.keyframe, described, is_damaged=is_damaged)
-    if len(images) == 1 and not series.keyframe.is_tiled:
-        width, height = images[0].size
-        if width * height <= MAX_DECODED_PIXELS:
-            # Strips can be as wide as the image, so it is decoded once and kept.
-            rgb = images[0].read(0, 0, width, height)
-            profile = icc_profile(series.keyframe)
-            tiff.close()
-            return ArrayReader(
-                rgb,
-                vendor=metadata.vendor,
-                mpp=metadata.mpp,
-                magnification=metadata.magnification,
-                icc_profile=profile,
-                series=chosen,
-            )
+    width, height = images[0].size
+    samples = series.size // (width * height)
+    is_small = width * height <= MAX_DECODED_PIXELS
+    if len(images) == 1 and not series.keyframe.is_tiled and is_small:
+        # Strips can be as wide as the image, so it is decoded once and kept.
+        rgb = images[0].read(0, 0, width, height)
+        profile = icc_profile(series.keyframe)
+        tiff.close()
+        return ArrayReader(
+            rgb,
+            vendor=metadata.vendor,
+            mpp=metadata.mpp,
+            magnification=metadata.magnification,
+            icc_profile=profile,
+            series=chosen,
+            samples=samples,
+        )
     levels = matching_levels(path, images)
     reader = TiffReader(tiff, levels)
-    reader.series = chosen
+    reader.series, reader.samples = chosen, samples
     reader.unused_sizes = [image.size for image in images if image not in levels]
     reader.vendor, reader.mpp = metadata.vendor, metadata.mpp
     reader.magnification = metadata.magnification
@@ -373,6 +375,7 @@ class TiffReader:
         self.magnification: float | None = None
         self.icc_profile: bytes | None = None
         self.series: int | None = None
+        self.samples = 3
         self.unused_sizes: Sequence[tuple[int, int]] = ()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
