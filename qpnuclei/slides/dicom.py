@@ -5,13 +5,21 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers.reader import needing_packages
 from qpnuclei.system.files import open_regular
 
 _SERIES = "SeriesInstanceUID"
 
 
 def series_of(path: Path) -> str | None:
-    """Return the SeriesInstanceUID of a file; None if it is not DICOM or cannot be read."""
+    """Return the SeriesInstanceUID of a file; None if it is not DICOM or cannot be read.
+
+    Raises
+    ------
+    qpnuclei.errors.SlideError
+        If it is DICOM, and pydicom is missing.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -26,10 +34,13 @@ def _series_of(path: Path, _size: int, _modified_ns: int) -> str | None:
         with open_regular(path) as stream:
             if stream.read(132)[128:] != b"DICM":
                 return None
-            from pydicom import dcmread  # only for DICOM: loading it takes a while
+            with needing_packages(path):
+                from pydicom import dcmread  # only for DICOM: loading it takes a while
 
             stream.seek(0)
             header = dcmread(stream, stop_before_pixels=True, specific_tags=[_SERIES])
+    except SlideError:
+        raise
     except Exception:  # noqa: BLE001 - a damaged file raises almost anything
         return None
     return str(header[_SERIES].value) if _SERIES in header else None

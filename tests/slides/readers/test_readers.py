@@ -13,6 +13,7 @@ from PIL import Image
 
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.slide import open_slide
+from tests.slides.dicom import write_series
 from tests.slides.pictures import picture, write_png, write_pyramid
 
 
@@ -112,10 +113,12 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 from pathlib import Path
 from qpnuclei.errors import SlideError
+from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.readers import open_reader
 
 try:
-    print(open_reader(Path(sys.argv[1])).sizes)
+    path, = one_per_slide([Path(sys.argv[1])])
+    print(open_reader(path).sizes)
 except SlideError as error:
     print(error.what)
     print(error.hint)
@@ -159,6 +162,15 @@ def test_a_missing_package_is_named(tmp_path, module, package, name):
     assert without(path, module) == [
         f"{path} needs a package that is missing or incomplete: No module named {module!r}",
         f"pip install --force-reinstall {package}",
+    ]
+
+
+def test_a_missing_pydicom_does_not_make_a_slide_of_each_dicom_file(tmp_path):
+    (path,) = write_series(tmp_path, [picture(128, 64)], 0.5)
+    assert without(path) == ["[(128, 64)]"]
+    assert without(path, "pydicom") == [
+        f"{path} needs a package that is missing or incomplete: No module named 'pydicom'",
+        "pip install --force-reinstall pydicom",
     ]
 
 
