@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from hashlib import blake2b
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def slide_fingerprint(path: Path) -> str:
             stream.seek(max(size - _EDGE, 0))
             digest.update(stream.read(_EDGE))
         for part in _parts(path):
-            digest.update(f"{part.name}:{part.stat().st_size};".encode(errors="surrogateescape"))
+            entry = f"{_composed(part.name)}:{part.stat().st_size};"
+            digest.update(entry.encode(errors="surrogateescape"))
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist", "is its drive still connected?") from error
     except OSError as error:
@@ -51,11 +53,18 @@ def slide_fingerprint(path: Path) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the files of a slide in several files."""
+    """Return the files of a slide in several files, in the order of their composed names."""
     if path.suffix.lower() == ".mrxs":
         parts = set(path.with_suffix("").glob("*"))
     elif series := series_of(path):
         parts = {other for other in path.parent.iterdir() if series_of(other) == series}
     else:
         parts = set(named_in_index(path))
-    return sorted(part for part in parts if part.is_file())
+    return sorted(
+        (part for part in parts if part.is_file()), key=lambda part: Path(_composed(str(part)))
+    )
+
+
+def _composed(name: str) -> str:
+    """Return a name with composed letters, as the same slide has on every system."""
+    return unicodedata.normalize("NFC", name)

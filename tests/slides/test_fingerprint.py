@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,6 +108,38 @@ def test_a_file_that_ends_early_has_no_series(tmp_path: Path, kept: int) -> None
     assert series_of(path) is None
     assert series_of(tmp_path / "absent.dcm") is None
     assert series_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["dicom", "mirax"])
+def test_letters_in_names_of_parts_may_be_composed_or_decomposed(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    if kind == "dicom":
+        slide, *parts = write_series(folder, [picture(side, side) for side in (256, 128, 64)], 0.5)
+    else:
+        slide = tmp_path / "x.mrxs"
+        slide.write_bytes(b"index")
+        parts = [folder / "1.dat", folder / "2.dat"]
+        for size, part in enumerate(parts):
+            part.write_bytes(bytes(size))
+    fingerprints = set()
+    for form in ("NFC", "NFD"):
+        # Composed, the first name comes after the second one; decomposed, before it.
+        names = [unicodedata.normalize(form, name) for name in ("ä", "b")]
+        parts = [part.rename(folder / name) for part, name in zip(parts, names, strict=True)]
+        fingerprints.add(slide_fingerprint(slide))
+    assert len(fingerprints) == 1
+    parts[0].rename(folder / "a")
+    assert slide_fingerprint(slide) not in fingerprints
+
+
+def test_the_fingerprint_of_a_slide_stays_the_same_from_version_to_version(tmp_path: Path) -> None:
+    # Plans contain it.
+    (tmp_path / "x").mkdir()
+    for size, name in enumerate(("Data10.dat", "Data2.dat", "Slidedat.ini")):
+        (tmp_path / "x" / name).write_bytes(bytes(size))
+    (tmp_path / "x.mrxs").write_bytes(b"index")
+    assert slide_fingerprint(tmp_path / "x.mrxs") == "98c1fd07dab9a47ea88e3f75082e4efc"
 
 
 def test_a_vms_slide_has_the_files_that_its_index_names(tmp_path: Path) -> None:
