@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, UsageError
-from qpnuclei.qupath.project_file import is_project
-from qpnuclei.system.files import one_spelling_each
+from qpnuclei.qupath.project_file import is_project, one_of_each_project
 from qpnuclei.system.patterns import files_matching, has_wildcards
 
 
@@ -43,7 +42,7 @@ class Inputs:
             projects with such a folder.
         """
         found = [place for path in paths for place in _expanded(path)]
-        projects = tuple(one_spelling_each(path for path in found if is_project(path)))
+        projects = tuple(one_of_each_project(path for path in found if is_project(path)))
         slides = tuple(path for path in found if not is_project(path))
         try:
             _check(projects, slides, results)

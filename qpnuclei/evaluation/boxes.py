@@ -34,7 +34,7 @@ from qpnuclei.qupath.model import Annotation, ImageEntry, ImageObjects
 from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project import open_project
-from qpnuclei.qupath.project_file import is_project
+from qpnuclei.qupath.project_file import is_project, one_of_each_project
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.hdab_as_he import seen_by_network
 
@@ -293,7 +293,7 @@ def read_corrected(
     UsageError
         If `roi` is given, but no path is a project. Also as `read_boxes`, like all other errors.
     """
-    projects = [path for path in paths if is_project(path)] if roi else []
+    projects = one_of_each_project(path for path in paths if is_project(path)) if roi else []
     if roi and not projects:
         raise UsageError(
             f"--corrections {roi[0]!r} was given, but no source is a QuPath project",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qpnuclei.choices import IGNORE_CLASS
-from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, UsageError
 from qpnuclei.qupath.model import ImageServer, PathClass, packed_rgb
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.system.files import read_regular
+from qpnuclei.system.files import read_regular, resolved
 from qpnuclei.system.json_text import parse_json
 
 Json = dict[str, Any]
@@ -113,6 +113,22 @@ def is_project(path: Path) -> bool:
     if path.is_dir():
         return any(path.glob("*.qpproj"))
     return path.suffix.lower() == ".qpproj"
+
+
+def one_of_each_project(paths: Iterable[Path]) -> list[Path]:
+    """Return paths of projects without further spellings of the same project."""
+    first: dict[Path, Path] = {}
+    for path in paths:
+        first.setdefault(resolved_project(path), path)
+    return list(first.values())
+
+
+def resolved_project(path: Path) -> Path:
+    """Return the path that all spellings of a project share, its file and its folder among them."""
+    try:
+        return resolved(find_project_file(path))
+    except QpnucleiError:  # opening it raises this, too
+        return resolved(path)
 
 
 def find_project_file(path: Path) -> Path:

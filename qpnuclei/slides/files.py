@@ -82,8 +82,25 @@ def slides_in(folder: Path) -> list[Path]:
 def one_per_slide(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Path]:
     """Return one file per slide, without further files and spellings of the same slide.
 
-    This is the first of the DICOM files of a series (levels, label, overview), and the index of a
-    Hamamatsu slide. Files that cannot be read are kept: opening them later raises the error.
+    Parameters
+    ----------
+    paths, known
+        As for `slide_of_each`.
+
+    Returns
+    -------
+    list of Path
+        In the order in which `paths` first name the slides.
+    """
+    return list(dict.fromkeys(slide_of_each(paths, known)))
+
+
+def slide_of_each(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Path]:
+    """Return for each file the one that stands for its slide.
+
+    This is the first of the DICOM files of a series (levels, label, overview), the index of a
+    Hamamatsu slide, and the first spelling of a file. Files that cannot be read stand for
+    themselves: opening them later raises the error.
 
     Parameters
     ----------
@@ -95,7 +112,7 @@ def one_per_slide(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Pat
     Returns
     -------
     list of Path
-        In the order in which `paths` first name the slides.
+        As many as `paths`.
     """
     indexes = {resolved(part): path for path in (*known, *paths) for part in named_in_index(path)}
     first: dict[str | Path, Path] = {}
@@ -107,7 +124,7 @@ def one_per_slide(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Pat
         kept.append(first.setdefault(_slide_of(whole), whole))
         if kept[-1] != path:
             _log.info("%s: skipped, as it is part of the same slide as %s", path, kept[-1])
-    return list(dict.fromkeys(kept))
+    return kept
 
 
 def _slide_of(path: Path) -> str | Path:

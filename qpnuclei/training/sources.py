@@ -26,12 +26,13 @@ from qpnuclei.qupath.images import open_image, stains_of
 from qpnuclei.qupath.model import Annotation, ImageEntry
 from qpnuclei.qupath.names import is_utf8
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
-from qpnuclei.qupath.project_file import is_project
-from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide, slides_in
+from qpnuclei.qupath.project_file import is_project, resolved_project
+from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide, slide_of_each, slides_in
 from qpnuclei.slides.hdab_as_he import seen_by_network
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import PixelSource, Slide, open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
+from qpnuclei.system.files import resolved
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ def find_sources(
         If a path does not exist.
     qpnuclei.errors.UsageError
         If a folder holds no image (of the split ``train``), `mpp` is neither one nor as many as
-        `paths`, `roi` is given without a project, or no annotation has any of its classes.
+        `paths`, two of `paths` name the same image and have different `mpp`, `roi` is given without
+        a project, or no annotation has any of its classes.
     qpnuclei.errors.MppError
         If an image's resolution is not known, or absurd.
     qpnuclei.errors.SlideError, qpnuclei.errors.FormatError
@@ -133,10 +135,13 @@ def find_sources(
 
     Notes
     -----
+    A project or slide that several of `paths` name is used once, in all spellings; a slide that is
+    also an image of a project, as that image. With `roi`, areas of one slide in several projects
+    are all used.
+
     Of a project, images that cannot be read or have no resolution are left out with a warning, as
     long as another one is left.
     """
-    sources: list[Source] = []
     projects = [path for path in paths if is_project(path)]
     if roi and not projects:
         raise UsageError(
@@ -153,16 +158,26 @@ def find_sources(
             f"--mpp was given {len(mpp)} times for {number_of(len(paths), 'source')}",
             "give it once for all of them, or once for each",
         )
-    files = [[] if path in projects else _files(path) for path in paths]
-    left = set(one_per_slide([file for of_path in files for file in of_path]))
+    files = [
+        (n, file) for n, path in enumerate(paths) if path not in projects for file in _files(path)
+    ]
+    named = _Named(paths, [mpp[n % len(mpp)] if mpp else None for n in range(len(paths))])
+    found: list[list[Source]] = [[] for _ in paths]
+    # First the projects: they know more of a slide than its file does.
     for number, path in enumerate(paths):
-        resolution = mpp[number % len(mpp)] if mpp else None
-        if path in projects:
-            sources += _project_sources(path, resolution, roi, image_root, images)
-        for file in files[number]:
-            if file in left:  # else it is a file of the same slide as another one
-                left.remove(file)
-                sources.append(_file_source(file, resolution))
+        if path in projects and named.is_new(resolved_project(path), number):
+            resolution = named.resolutions[number]
+            found[number] = _project_sources(path, resolution, roi, image_root, images)
+    whole = [(n, source) for n, of_path in enumerate(found) for source in of_path]
+    whole = [(n, source) for n, source in whole if source.roi is None]
+    slides = slide_of_each([*(source.path for _, source in whole), *(file for _, file in files)])
+    for (number, source), slide in zip(whole, slides[: len(whole)], strict=True):
+        if not named.is_new(slide, number, source.series):
+            found[number].remove(source)
+    for (number, _), slide in zip(files, slides[len(whole) :], strict=True):
+        if named.is_new(slide, number):
+            found[number].append(_file_source(slide, named.resolutions[number]))
+    sources = [source for of_path in found for source in of_path]
     if projects and roi and not any(source.roi is not None for source in sources):
         raise UsageError(
             f"no annotation has the class {' or '.join(map(repr, roi))}",
@@ -171,6 +186,42 @@ def find_sources(
     if not sources:
         raise UsageError("there is no image to train on", "name slides, folders or projects")
     return sources
+
+
+class _Named:
+    """What the arguments have named so far; each project and slide is learned from once.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The arguments.
+    resolutions : sequence of float or None
+        The ``--mpp`` of each.
+    """
+
+    def __init__(self, paths: Sequence[Path], resolutions: Sequence[float | None]) -> None:
+        self.resolutions = resolutions
+        self._paths = paths
+        self._first: dict[tuple[Path, int], int] = {}
+
+    def is_new(self, path: Path, number: int, series: int | None = None) -> bool:
+        """Tell whether an argument is the first that names a project, or an image of a slide.
+
+        Raises
+        ------
+        UsageError
+            If the first one has another ``--mpp``.
+        """
+        key = resolved(path), series or 0
+        first = self._first.setdefault(key, number)
+        if self.resolutions[first] != self.resolutions[number]:
+            a, b = sorted((first, number))
+            raise UsageError(
+                f"{self._paths[a]} and {self._paths[b]} both name {path.name}, with different "
+                f"--mpp: {self.resolutions[a]} and {self.resolutions[b]}",
+                "give --mpp once, or name it once",
+            )
+        return first == number
 
 
 def _files(path: Path) -> list[Path]:

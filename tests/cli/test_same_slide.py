@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.uid import generate_uid
+from shapely import box
 
 import qpnuclei as package
 from qpnuclei.demo import demonstration
@@ -17,6 +18,7 @@ from qpnuclei.errors import SlideError
 from qpnuclei.qupath.native import open_project
 from qpnuclei.training.sources import find_sources
 from tests.cli.conftest import Outcome
+from tests.cli.test_one_bad_apple import annotate
 from tests.cli.test_slides import RUN, counts, paint
 from tests.slides.dicom import write_level
 from tests.slides.pictures import reduced
@@ -156,8 +158,60 @@ def test_a_project_in_two_spellings_is_one_project(
     monkeypatch.chdir(tmp_path)
     package.create_project("p", [paint(tmp_path / "a.png", (80, 80))], mpp=0.25)
     (tmp_path / "q").symlink_to("p", target_is_directory=True)
-    done = qpnuclei("run", "p", tmp_path / "p", "q", "--tissue", *RUN, "--no-report", "--json")
+    spelled = ("p", tmp_path / "p", "q", "p/project.qpproj")
+    done = qpnuclei("run", *spelled, "--tissue", *RUN, "--no-report", "--json")
     assert (done.exit_code, json.loads(done.stdout)["nuclei"]) == (0, 1)
+
+
+def test_training_learns_once_from_each_slide(
+    tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    slide = paint(tmp_path / "slides" / "a.png", (80, 80), (170, 160), (60, 190))
+    other = paint(tmp_path / "slides" / "b.png", (80, 80))
+    package.create_project("p", [slide], mpp=0.25)
+    package.create_project("r", [slide, other], mpp=0.25)
+    (tmp_path / "q").symlink_to("p", target_is_directory=True)
+
+    spelled = [Path(name) for name in ("p", "./p", "q", "p/project.qpproj", "slides/../p")]
+    assert [source.name for source in find_sources([*spelled, tmp_path / "p"])] == ["a.png"]
+    # The image of a project has a pixel size, so that is the one to learn from.
+    for paths in ([slide, "p"], ["p", slide], ["slides/a.png", "p", slide], ["p", "r", slide]):
+        found = find_sources([Path(path) for path in paths])
+        assert [(source.name, source.mpp[0]) for source in found] == [
+            (name, 0.25) for name in (["a.png", "b.png"] if "r" in paths else ["a.png"])
+        ]
+    both = find_sources([Path("slides"), Path("p"), Path("slides")], mpp=[0.25])
+    assert sorted(source.name for source in both) == ["a.png", "b.png"]
+
+    for first, second, what in (
+        ("p", "./p/../p", "project.qpproj"),
+        ("slides", "slides/a.png", "a.png"),
+        ("slides/a.png", slide, "a.png"),
+        ("p", "slides", "a.png"),
+        ("slides", "p", "a.png"),
+        ("p", "r", "a.png"),
+    ):
+        sizes = ("--mpp", "0.25", "--mpp", "0.5")
+        failed = qpnuclei("train", first, second, "-o", "t", *sizes)
+        assert failed.exit_code == 2
+        assert failed.error is not None
+        assert failed.error.what == (
+            f"{Path(first)} and {Path(second)} both name {what}, with different --mpp: 0.25 and 0.5"
+        )
+        assert not Path("t").exists()
+
+
+def test_areas_of_one_slide_in_two_projects_are_both_learned(tmp_path: Path) -> None:
+    slide = paint(tmp_path / "a.png", (80, 80))
+    for name, outline in (("p", box(0, 0, 99, 99)), ("q", box(100, 100, 199, 199))):
+        project = package.create_project(tmp_path / name, [slide], mpp=0.25)
+        annotate(project.images[0], outline)
+    paths = [tmp_path / "p", tmp_path / "q", tmp_path / "p" / "project.qpproj"]
+    found = find_sources(paths, roi=["Tumor"])
+    assert [source.roi.bounds for source in found if source.roi is not None] == [
+        (0, 0, 99, 99), (100, 100, 199, 199),
+    ]  # fmt: skip
 
 
 def test_a_demonstration_of_a_slide_goes_on_with_another_spelling_of_it(

@@ -52,6 +52,11 @@ def drawn(project: Path, tmp_path: Path) -> Path:
     return place
 
 
+def test_the_boxes_of_a_project_are_read_once_however_it_is_named(drawn: Path) -> None:
+    paths = [drawn, drawn / "project.qpproj", drawn / ".." / "project"]
+    assert len(read_corrected(paths, ["Box"]).images) == 1
+
+
 @pytest.mark.parametrize("mpp", [0.5, 0.25])
 def test_a_box_is_known_inside_and_nothing_around_it(drawn: Path, mpp: float) -> None:
     (correction,) = read_corrections(read_boxes(drawn, ["Box"]).images, mpp)
