@@ -180,7 +180,13 @@ def _unexpected(error: Exception, where: str) -> UnexpectedError:
 
 
 #: Plurals that do not end in an s alone.
-_PLURALS = {"box": "boxes", "nucleus": "nuclei", "patch": "patches", "vertex": "vertices"}
+_PLURALS = {
+    "batch": "batches",
+    "box": "boxes",
+    "nucleus": "nuclei",
+    "patch": "patches",
+    "vertex": "vertices",
+}
 
 
 def number_of(count: int, noun: str, plural: str = "", *, grouped: bool = False) -> str:

@@ -33,7 +33,7 @@ from qpnuclei.cli.selecting import (
     arguments_of,
     selection_of,
 )
-from qpnuclei.errors import NotFoundError, UsageError
+from qpnuclei.errors import NotFoundError, UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 if TYPE_CHECKING:
@@ -292,8 +292,9 @@ def _print_counts(page: Path, shown: Sequence[Field], settings: Sequence[Setting
     from qpnuclei.report.preview_page import label_of
 
     for number, setting in enumerate(settings):
-        counts = ", ".join(str(field.counts[number]) for field in shown)
-        stdout.print(f"{label_of(setting, settings)}: {counts} nuclei")
+        *first, last = (field.counts[number] for field in shown)
+        counts = ", ".join([*map(str, first), number_of(last, "nucleus")])
+        stdout.print(f"{label_of(setting, settings)}: {counts}")
     print_status(f"page:    {page}")
     print_status(f"picture: {page.with_suffix('.png')}")
 

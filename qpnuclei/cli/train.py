@@ -295,7 +295,7 @@ class ConsoleCallbacks(TrainingCallbacks):
         is_student = not self._left
         labelling = ", plus the labelling of patches" if is_student else ""
         self._say(
-            f"{batches} batches of about {seconds_per_batch:.2g} s: "
+            f"{number_of(batches, 'batch')} of about {seconds_per_batch:.2g} s: "
             f"{in_words(batches * seconds_per_batch)}{labelling}"
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import QpnucleiError
+from qpnuclei.errors import QpnucleiError, number_of
 from qpnuclei.nuclei.outlines import bounds
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.tiling.box import Box
@@ -219,7 +219,7 @@ class TilePlan(Sequence[Tile]):
 
     def __repr__(self) -> str:
         return (
-            f"<TilePlan of {len(self)} tiles, cores of up to {self.core_size} px, "
+            f"<TilePlan of {number_of(len(self), 'tile')}, cores of up to {self.core_size} px, "
             f"halos of {self.halo} px>"
         )
 

@@ -64,7 +64,10 @@ _CARD = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
     keep_trailing_newline=True,
-).from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
+).from_string(
+    Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"),
+    globals={"number_of": number_of},
+)
 
 _LabelMap = npt.NDArray[np.int32]
 _Item = TypeVar("_Item")

@@ -32,6 +32,7 @@ from qpnuclei.slides.files import slides_in
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from tests.cli.conftest import tree
 from tests.cli.test_one_bad_apple import annotate
+from tests.cli.test_slides import paint
 from tests.report.conftest import Made
 from tests.report.pages import Page
 from tests.slides.test_hdab_as_he import SIZE, tissue
@@ -128,6 +129,14 @@ def test_a_slide_alone_is_looked_at_in_its_tissue(
     assert "qpnuclei run my-project --tissue --threshold 0.5" in text
     Image.new("RGB", (300, 300), "white").save("glass.png")
     assert isinstance(call("preview", "glass.png", "--mpp", 0.25)[2], SlideError)
+
+
+def test_one_nucleus_is_singular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paint(tmp_path / "a.png", (80, 80))
+    one = ("--fields", 1, "--threshold", "0.5", "--mpp", 0.25, "--device", "cpu", "--quiet")
+    code, said, _ = call("preview", "a.png", *one)
+    assert (code, said.splitlines()[0]) == (0, "--threshold 0.5: 1 nucleus")
 
 
 def test_the_files_of_a_preview_are_beside_those_of_other_slides(

@@ -374,7 +374,7 @@ def _wait_for_shard(task: Task) -> None:
 
 
 def _death_of_workers(error: KilledWorker, limit_s: float | None) -> WorkerError:
-    limit = "" if limit_s is None else f", or a unit that took more than {limit_s / 60:g} minutes"
+    limit = "" if limit_s is None else f", or a unit that took more than {limit_s / 60:g} min"
     return WorkerError(
         f"all {error.allowed_failures + 1} workers that computed it died; the last was "
         f"{error.last_worker.address}",

@@ -207,7 +207,7 @@ class _Worker:
         """Kill the process if it takes longer for a unit, or needs more memory."""
         if limits.seconds is not None and time.monotonic() - self.since > limits.seconds:
             self._kill_reason = WorkerError(
-                f"not done after {limits.seconds / 60:g} minutes: its process was ended",
+                f"not done after {limits.seconds / 60:g} min: its process was ended",
                 "allow more with --unit-minutes, or look at the slide",
             )
         elif limits.bytes is not None and self._memory() > limits.bytes:

@@ -17,7 +17,7 @@ import orjson
 import shapely
 import shapely.geometry
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import UsageError, number_of
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.model import DetectionGroup, PathClass
@@ -64,7 +64,7 @@ def write_detections(
         0.01 px.
     """
     if len(ids) != len(nuclei):
-        raise ValueError(f"{len(nuclei)} nuclei, but {len(ids)} ids")
+        raise ValueError(f"{number_of(len(nuclei), 'nucleus')}, but {number_of(len(ids), 'id')}")
     _write(path, _detections(nuclei, ids, path_class))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import UsageError, number_of
 from qpnuclei.qupath.model import Edit, PathClass, check_ours
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.jvm import JavaObject, method, pipe
@@ -146,7 +146,7 @@ class HierarchySnapshot:
     def difference(self, other: HierarchySnapshot) -> str | None:
         """Return the first difference as text; None if there is none."""
         if self.count != other.count:
-            return f"{other.count} objects instead of {self.count}"
+            return f"{number_of(other.count, 'object')} instead of {self.count}"
         for what, digest in self.digests.items():
             if digest != other.digests[what]:
                 return f"other {what}"

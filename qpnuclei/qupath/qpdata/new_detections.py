@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import FormatError, UsageError
+from qpnuclei.errors import FormatError, UsageError, number_of
 from qpnuclei.nuclei.ids import UUID_LENGTH
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
@@ -68,7 +68,8 @@ class Additions:
         for index, group in enumerate(edit.add):
             count = len(group.nuclei)
             if len(group.ids) != count:
-                raise ValueError(f"{count} nuclei, but {len(group.ids)} UUIDs")
+                given = number_of(len(group.ids), "UUID")
+                raise ValueError(f"{number_of(count, 'nucleus')}, but {given}")
             counts.setdefault(group.parent, {})[index] = count
             ids.update(group.id_texts)
             total += count

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import SlideError
+from qpnuclei.errors import SlideError, number_of
 from qpnuclei.slides.pixels import RGB
 
 #: Largest number of pixels of a tile, strip or untiled image that is decoded at once.
@@ -70,8 +70,8 @@ class TiffLevel:
         for page, first in self._planes:
             if len(page.dataoffsets) < first + n_tiles:
                 raise SlideError(
-                    f"{path} is a damaged TIFF: {width}x{height} px need {n_tiles} tiles, "
-                    f"but it has {len(page.dataoffsets)}",
+                    f"{path} is a damaged TIFF: {width}x{height} px need "
+                    f"{number_of(n_tiles, 'tile')}, but it has {len(page.dataoffsets)}",
                     "copy the slide again",
                 )
         if self._tile_width * self._tile_height > MAX_DECODED_PIXELS:

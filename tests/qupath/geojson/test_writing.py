@@ -108,7 +108,7 @@ def test_a_nucleus_that_vanishes_is_an_error(tmp_path):
 def test_files_are_replaced_in_one_step_or_not_at_all(tmp_path):
     path = tmp_path / "a.geojson"
     path.write_text("before")
-    with pytest.raises(ValueError, match="1 nuclei, but 2 ids"):
+    with pytest.raises(ValueError, match="1 nucleus, but 2 ids"):
         write_detections(path, table(shapely.box(0, 0, 1, 1)), ids(2), NUCLEUS)
     with pytest.raises(UsageError, match=r"has no GeoJSON suffix.*\.geojson"):
         write_detections(tmp_path / "a.csv", table(shapely.box(0, 0, 1, 1)), [ID], NUCLEUS)
