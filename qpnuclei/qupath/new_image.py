@@ -213,7 +213,8 @@ def stage_image(
 ) -> None:
     """Stage the files of a new image.
 
-    A grey image gets neither type nor stains: QuPath 0.6 and newer open it as no brightfield image.
+    An image that is grey in QuPath gets neither type nor stains: QuPath 0.6 and newer do not open
+    it as a brightfield image.
 
     Parameters
     ----------
