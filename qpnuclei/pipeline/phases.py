@@ -22,6 +22,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.pipeline.commit.commit_image import ImageCommit, stored_result
 from qpnuclei.pipeline.commit.copies import are_missing
+from qpnuclei.pipeline.commit.same_image import check_same_image
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.join import join_image
@@ -203,6 +204,10 @@ def commit_run(
                     done = commit.complete_earlier(objects.fingerprint, is_replaced=is_replaced)
                     summary.add_earlier(done)
                     continue
+                try:
+                    check_same_image(entry, image)
+                except ConflictError as error:
+                    raise ConflictError(error.what, _to_plan_again(folder)) from error
                 if not folder.shard(image, commit.layout.name).exists():
                     check_complete(folder, image, commit.layout, failed)
                     seeing = partial(engine, options.model_for(image.mpp))
@@ -253,15 +258,19 @@ def _after_conflict(folder: RunFolder, options: RunOptions) -> str:
 
     The plan has the old state, so that repeating the commit alone would fail again.
     """
-    hint = (
-        "close the image in QuPath; repeat plan with the same options and "
-        f"{as_typed(['--run-dir', str(folder.path)])} (finished units are kept), "
-        "then infer and commit"
-    )
+    hint = _to_plan_again(folder)
     return (
         hint
         if options.force
         else f"{hint}; or commit --force if the same areas are chosen and excluded"
+    )
+
+
+def _to_plan_again(folder: RunFolder) -> str:
+    return (
+        "close the image in QuPath; repeat plan with the same options and "
+        f"{as_typed(['--run-dir', str(folder.path)])} (finished units are kept), "
+        "then infer and commit"
     )
 
 

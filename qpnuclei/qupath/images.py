@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qpnuclei.errors import FormatError, SlideError
 from qpnuclei.qupath.model import ImageEntry
@@ -21,19 +21,25 @@ BIO_FORMATS_BUILDER = "qupath.lib.images.servers.bioformats.BioFormatsServerBuil
 IMAGEJ_BUILDER = "qupath.imagej.images.servers.ImageJServerBuilder"
 
 
-def open_image(entry: ImageEntry) -> Slide:
-    """Open the slide of a project's image, with the same coordinates as in QuPath.
+class Opening(NamedTuple):
+    """How the file of an image is opened; see `qpnuclei.slides.slide.open_slide`."""
+
+    crop_to_bounds: bool
+    series: int | None
+    apply_icc: bool
+
+
+def opening_of(entry: ImageEntry) -> Opening:
+    """Return how to open the file of a project's image for the same coordinates as in QuPath.
 
     Raises
     ------
     SlideError
-        If the image is missing, unreadable, fluorescence, or a stack in z or time, or if its server
-        transforms the file (rotated, flipped, cropped, ...) or has unknown arguments.
+        If the image is fluorescence, or a stack in z or time, or if its server transforms the file
+        (rotated, flipped, cropped, ...) or has unknown arguments.
     """
-    from qpnuclei.slides.slide import open_slide
-
     server = entry.server
-    where = f"image {entry.name!r} (entry {entry.id})"
+    where = _where(entry)
     if server.builder_types != ("uri",):
         kinds = " of ".join(server.builder_types)
         raise SlideError(
@@ -56,18 +62,33 @@ def open_image(entry: ImageEntry) -> Slide:
             "which is not supported",
             "export the plane of interest as a separate image",
         )
+    return Opening(
+        crop_to_bounds=server.provider == OPENSLIDE_BUILDER and "--no-crop" not in server.args,
+        series=_series(where, server.args),
+        apply_icc="--icc-profile" in server.args,
+    )
+
+
+def open_image(entry: ImageEntry) -> Slide:
+    """Open the slide of a project's image, with the same coordinates as in QuPath.
+
+    Raises
+    ------
+    SlideError
+        If the image is missing or unreadable, or as `opening_of`.
+    """
+    from qpnuclei.slides.slide import open_slide
+
+    opening = opening_of(entry)
+    server = entry.server
+    where = _where(entry)
     if entry.path is None:
         uris = ", ".join(server.uris) or "no URI"
         raise SlideError(
             f"{where} was not found: {uris}",
             "put the slide where the project expects it, or name its folder with --image-root",
         )
-    slide = open_slide(
-        entry.path,
-        crop_to_bounds=server.provider == OPENSLIDE_BUILDER and "--no-crop" not in server.args,
-        series=_series(where, server.args),
-        apply_icc="--icc-profile" in server.args,
-    )
+    slide = open_slide(entry.path, **opening._asdict())
     if (
         server.width
         and server.height
@@ -85,6 +106,10 @@ def open_image(entry: ImageEntry) -> Slide:
             "the file was replaced or is read differently: add it to the project again",
         )
     return slide
+
+
+def _where(entry: ImageEntry) -> str:
+    return f"image {entry.name!r} (entry {entry.id})"
 
 
 def stains_of(entry: ImageEntry) -> Stains:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +44,11 @@ from qpnuclei.pipeline.planning.plan_file import RunPlan
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary, is_due
+from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.system.threads import available_cores
 from tests.cli.test_one_bad_apple import IMAGE, annotate
@@ -437,6 +442,89 @@ def test_an_image_saved_since_the_plan_is_planned_again_or_forced(tmp_path: Path
     assert (again.failures, again.nuclei) == ([], summary.nuclei)
     now = shards(folder)
     assert {name: now[name] for name in before} == before
+
+
+def edit_server(place: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change how the project file describes its first image, as QuPath does."""
+    path = place / "project" / "project.qpproj"
+    content = json.loads(path.read_text())
+    content["images"][0]["serverBuilder"] = edit(content["images"][0]["serverBuilder"])
+    path.write_text(json.dumps(content))
+
+
+def with_mpp(server: dict[str, Any], mpp: float) -> dict[str, Any]:
+    size = {"value": mpp, "unit": "µm"}
+    calibration = {"pixelWidth": size, "pixelHeight": size}
+    return {**server, "metadata": {**server["metadata"], "pixelCalibration": calibration}}
+
+
+def with_slide(server: dict[str, Any], path: Path) -> dict[str, Any]:
+    return {**server, "uri": path.absolute().as_uri()}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_image_that_the_project_describes_otherwise_than_planned_is_refused(
+    tmp_path: Path, force: bool
+) -> None:
+    place = make_project(tmp_path / "place", 1)
+    folder = qpnuclei.infer(
+        qpnuclei.plan(place / "project", replace(OPTIONS, run_dir=tmp_path / "run")), device="cpu"
+    )
+    planned = (place / "project" / "project.qpproj").read_bytes()
+    other = tmp_path / "other.tif"
+    Image.open(IMAGE).transpose(Image.Transpose.ROTATE_180).save(other)
+    data = open_project(place / "project").images[0].read().fingerprint
+    changes: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = [
+        (lambda server: with_mpp(server, 0.5), "it is 0.5 µm/px, .* at 0.25 µm/px", "plan"),
+        (lambda server: with_mpp(server, 0), "it is unknown, .* at 0.25 µm/px", "plan"),
+        (lambda server: with_slide(server, other), "another slide .*/other.tif", "plan"),
+        (lambda server: with_slide(server, tmp_path / "gone.tif"), "slide .*/gone.tif", "plan"),
+        (lambda server: {**server, "args": ["--icc-profile"]}, "in another way", "plan"),
+        (
+            lambda server: {"builderType": "rotated", "rotation": "ROTATE_180", "builder": server},
+            "rotated of uri",
+            "export it from QuPath",
+        ),
+    ]
+    for change, what, advice in changes:
+        edit_server(place, change)
+        (failure,) = qpnuclei.commit(folder, force=force).failures
+        assert re.search(what, failure.error.what)
+        assert advice in failure.error.hint
+        assert "--force" not in failure.error.hint
+        assert open_project(place / "project").images[0].read().fingerprint == data
+        (place / "project" / "project.qpproj").write_bytes(planned)
+    # Moved, it is the same slide; the pixel size within rounding is the same, too.
+    moved = Path(shutil.copy(IMAGE, tmp_path / "moved.tif"))
+    edit_server(place, lambda server: with_mpp(with_slide(server, moved), 0.2501))
+    summary = qpnuclei.commit(folder, force=force)
+    assert (summary.failures, summary.nuclei > 10) == ([], True)
+
+
+def test_a_pixel_size_corrected_after_the_plan_is_used_when_planned_again(tmp_path: Path) -> None:
+    place = make_project(tmp_path / "place", 1)
+    options = replace(OPTIONS, run_dir=tmp_path / "run")
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", options), device="cpu")
+    edit_server(place, lambda server: with_mpp(server, 0.5))
+    assert len(qpnuclei.commit(folder).failures) == 1
+    qpnuclei.plan(place / "project", options)
+    (image,) = qpnuclei.commit(qpnuclei.infer(folder, device="cpu")).images
+    assert (image.mpp, image.mpp_source, image.check) == ((0.5, 0.5), "project", "")
+    for row in qpnuclei.count(place / "project"):
+        annotation = next(r for r in image.regions if r.nuclei == row["nuclei"])
+        assert row["area_mm2"] == pytest.approx(annotation.area_mm2)
+        assert row["check"] is None
+    # One that the user gives is not the project's to change; what the project said then is kept.
+    given = replace(options, mpp=0.5, run_dir=tmp_path / "given")
+    edit_server(place, lambda server: with_mpp(server, 0.25))
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", given), device="cpu")
+    edit_server(place, lambda server: with_mpp(server, 0.5))
+    assert qpnuclei.commit(folder).failures == []
+    edit_server(place, lambda server: with_mpp(server, 0.4))
+    (entry,) = open_project(place / "project").images
+    record = Record.of(entry.read().properties)
+    assert record.used == UsedMpp((0.5, 0.5), "--mpp", (0.25, 0.25))
+    assert pixel_size(entry, record) == ((0.4, 0.4), "project")
 
 
 def test_a_new_excluded_annotation_is_heard_and_its_image_alone_is_done_again(

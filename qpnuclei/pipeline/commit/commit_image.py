@@ -212,6 +212,7 @@ class ImageCommit:
             size=(image.slide.width, image.slide.height),
             scale=image.scale,
             mpp_source=image.mpp_source,
+            project_mpp=image.project_mpp,
             stains=image.stain_vectors,
             regions=regions,
             existing=existing,

@@ -64,6 +64,8 @@ class ImagePlan:
         Pixel size, and the grid that the network sees.
     mpp_source : str
         Where the pixel size comes from, as `qpnuclei.qupath.pixel_size.pixel_size` says it.
+    project_mpp : (float, float) or None
+        Pixel size in the project when the image was planned.
     stains : Stains
         For the measurements.
     regions : sequence of Region
@@ -95,6 +97,7 @@ class ImagePlan:
     size: tuple[int, int]
     scale: Scale
     mpp_source: str
+    project_mpp: tuple[float, float] | None
     stains: Stains
     regions: Sequence[Region]
     existing: Sequence[frozenset[int]]
@@ -144,7 +147,7 @@ class ImagePlan:
         """
         return self.record.with_run(
             self.regions,
-            UsedMpp(self.scale.mpp, self.mpp_source, project_mpp(self.entry)),
+            UsedMpp(self.scale.mpp, self.mpp_source, self.project_mpp),
             frozenset(a.id for a in self.outdated if a.id is not None),
             check,
             checks,
@@ -288,6 +291,7 @@ def plan_image(
         size=(slide.width, slide.height),
         scale=scale,
         mpp_source=mpp_source,
+        project_mpp=project_mpp(entry),
         stains=stains,
         regions=regions,
         existing=existing,

@@ -48,6 +48,10 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Below ``shards``.
     model : str
         That finds its nuclei: one of `RunPlan.engines`.
+    uris : tuple of str
+        Of the image's files, as the project states them.
+    project_mpp : (float, float) or None
+        Pixel size in the project.
     data : str
         Fingerprint of the image's data in the project when it was planned.
     inputs : str
@@ -66,9 +70,11 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     name: str
     folder: str
     slide: PlannedSlide
+    uris: tuple[str, ...]
     model: str
     mpp: tuple[float, float]
     mpp_source: str
+    project_mpp: tuple[float, float] | None
     downsample: tuple[float, float]
     stains: PlannedStains
     regions: tuple[PlannedRegion, ...]

@@ -70,6 +70,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
         (512, 384),
         scale,
         "--mpp",
+        None,
         DEFAULT_HE,
         regions,
         existing,
