@@ -76,7 +76,8 @@ for (entry in project.getImageList()) {
         def image = [image: entry.getImageName()]
         def origin = [image_id: entry.getID(), project: projectName]
         def record = readRecord(imageData.getProperty("qpnuclei analysed"))
-        def counted = count(imageData.getHierarchy(), pixels, record, annotationClasses, nucleusClasses)
+        def stains = stainRows(imageData.getColorDeconvolutionStains())
+        def counted = count(imageData.getHierarchy(), pixels, stains, record, annotationClasses, nucleusClasses)
         images << [classes: counted.classes, rows: counted.rows.collect { image + it + origin }]
     } finally {
         // Until 0.5 it is the image's server that is closed, not the image.
@@ -103,7 +104,7 @@ println "${path.toAbsolutePath()}: ${rows.size()} rows"
 
 
 /** The classes of detections in one image, and its rows: maps of column to value, one for each annotation. */
-Map count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
+Map count(hierarchy, pixels, stains, record, annotationClasses, nucleusClasses) {
     def objects = hierarchy.getFlattenedObjectList(null)
     def detections = objects.findAll { it.isDetection() }
     def classes = detections.collect { className(it) ?: "" }.toSet().sort()
@@ -140,6 +141,7 @@ Map count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
         def nuclei = inside.findAll { isNucleus(it, nucleusClasses) && (nucleusClasses || !isPart || part.covers(part.getFactory().createPoint(new Coordinate(it.getROI().getCentroidX(), it.getROI().getCentroidY())))) }
         def doubts = status == "not analysed" ? "" : doubtsOf(id, geometry, record)
         def otherSizes = status == "not analysed" || size == null ? "" : noteOfSizes(id, geometry, record, size.collect { it * 1000 })
+        def otherStains = status == "not analysed" ? "" : noteOfStains(id, geometry, record, stains)
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",
@@ -149,7 +151,7 @@ Map count(hierarchy, pixels, record, annotationClasses, nucleusClasses) {
             area_mm2: area,
             analysed_mm2: analysed,
             status: status,
-            check: [doubts, otherSizes, noteOf(nuclei, repeated)].findAll().join("; ") ?: null,
+            check: [doubts, otherSizes, otherStains, noteOf(nuclei, repeated)].findAll().join("; ") ?: null,
             "Num Detections": isKnown ? inside.size() : null,
         ]
         def counts = inside.countBy { className(it) ?: "" }
@@ -179,13 +181,14 @@ Map readRecord(text) {
     }
 }
 
-/** The areas that runs analysed, in the order of the runs, with their pixel sizes, and that of the last run. */
+/** The areas that runs analysed, in the order of the runs, with their pixel sizes and stains, and the pixel size of the last run. */
 Map recordOf(Map content) {
     def used = content["pixel size"]
     def areas = content.areas.collect { area ->
         def geometry = valid(multiPolygon(area.coordinates))
         def analysed = area.excluded ? without(geometry, valid(multiPolygon(area.excluded))) : geometry
         return [id: area.id, check: area.check ?: "", turn: (area.turn ?: 0) as int, mpps: area.um ?: [used.um],
+                stains: area.um ? area.stains ?: [] : [content.stains ?: []],
                 keepsEarlier: area["keeps earlier"] ?: false, geometry: geometry, analysed: analysed]
     }
     def union = unionOf(areas.collect { it.analysed })
@@ -228,6 +231,25 @@ String noteOfSizes(String id, Geometry geometry, record, List mpp) {
         return x == y ? x : "$x x $y"
     }
     return sizes ? "analysed at ${sizes.collect(text).join(" and ")} µm/px, counted at ${text(mpp)}: run again" : ""
+}
+
+/** The unit vectors of the stains of an image, and its background; nothing if it has no stains. */
+List stainRows(stains) {
+    if (stains == null)
+        return []
+    def vectors = (1..3).collect { stains.getStain(it) }.findAll { !it.isResidual() }.collect { [it.getRed(), it.getGreen(), it.getBlue()] }
+    def units = vectors.collect { vector -> vector.collect { it / Math.sqrt(vector.sum { it * it }) } }
+    return units + [[stains.getMaxRed(), stains.getMaxGreen(), stains.getMaxBlue()]]
+}
+
+/** What the column "check" says of nuclei that were measured with other stains than the present. */
+String noteOfStains(String id, Geometry geometry, record, List stains) {
+    def isOther = { rows ->
+        rows && stains && (rows.size() != stains.size() ||
+                [rows.flatten(), stains.flatten()].transpose().any { (it[0] - it[1]).abs() > 0.001 + 0.002 * it[1].abs() })
+    }
+    def isFound = withNucleiIn(id, geometry, record) { it.stains.any(isOther) }
+    return isFound ? "stains measured with other vectors than the image has now: run again" : ""
 }
 
 /** The wanted areas of those whose nuclei are now in an annotation, the latest first. */

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 import shapely
 import typer.main
@@ -40,6 +41,7 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.paquo.installation import find_qupath
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.scripts import first_settings
+from qpnuclei.slides.stains import Stains, stain_rows
 from tests.cli.conftest import SAMPLES
 from tests.paths import ROOT
 from tests.qupath.counting_cases import CASES, id_of, record_of, rings
@@ -515,21 +517,57 @@ def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: P
         '    def check = geometry == null ? "" : script.doubtsOf(it.id, geometry, record)\n'
         '    def isCounted = status != "not analysed"\n'
         '    def sizes = isCounted ? script.noteOfSizes(it.id, geometry, record, [0.5, 0.5]) : ""\n'
-        '    println "$status|$check|$sizes"\n',
+        "    def now = it.stains\n"
+        '    def stains = isCounted ? script.noteOfStains(it.id, geometry, record, now) : ""\n'
+        '    println "$status|$check|$sizes|$stains"\n',
         [
             {
                 "record": record_of(case),
                 "id": id_of(case["annotation"]["id"]),
                 "rings": rings(case["annotation"]),
+                "stains": case.get("present stains", []),
             }
             for case in cases
         ],
     )
     for case, line in zip(cases, found, strict=True):
-        status, check, sizes = line.split("|")
+        status, check, sizes, stains = line.split("|")
         assert status == case["status"], case["case"]
         assert sizes == case.get("sizes", ""), case["case"]
+        assert stains == case.get("stains", ""), case["case"]
         assert status == "not analysed" or check == case["check"], case["case"]
+
+
+def test_the_script_compares_the_stains_that_a_run_records(groovy: Groovy, tmp_path: Path) -> None:
+    three = Stains("three", ("a", "b", "c"), ((2, 1, 0), (0, 3, 4), (1, 1, 1)), (243, 244, 245))
+    found = groovy.lines(
+        tmp_path,
+        "export_counts.groovy",
+        "def script = new GroovyShell().parse(new File(args[0]))\n"
+        "class Vector {\n"
+        "    double red, green, blue\n"
+        "    boolean residual\n"
+        "}\n"
+        "class Stains {\n"
+        "    List vectors\n"
+        "    double maxRed, maxGreen, maxBlue\n"
+        "    Vector getStain(int number) { vectors[number - 1] }\n"
+        "}\n"
+        "println script.stainRows(null)\n"
+        + "".join(
+            "println script.stainRows(new Stains(vectors: ["
+            + ", ".join(
+                f"new Vector(red: {r}, green: {g}, blue: {b}, residual: {k} == {residual})"
+                for k, (r, g, b) in enumerate(three.vectors, 1)
+            )
+            + "], maxRed: 243, maxGreen: 244, maxBlue: 245))\n"
+            for residual in (0, 3)
+        ),
+    )
+    two = replace(three, stain_names=three.stain_names[:2], vectors=three.vectors[:2])
+    assert json.loads(found[0]) == []
+    for line, stains in zip(found[1:], (three, two), strict=True):
+        np.testing.assert_allclose(json.loads(line), stain_rows(stains), atol=1e-4)
 
 
 def test_the_script_has_the_rules_for_classes(jts: Groovy, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The record of which areas of an image were analysed, and at which pixel sizes.
+"""The record of which areas of an image were analysed, with which pixel sizes and stain vectors.
 
 An annotation without nuclei is either empty or was never analysed; the nuclei alone do not show
 which. A run therefore stores the analysed areas as an image property, a text in ``data.qpdata``.
@@ -20,12 +20,20 @@ from uuid import UUID
 
 import shapely
 
-from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, Mpp, multipolygon, pair
+from qpnuclei.qupath.analysed_area import (
+    NO_AREA,
+    AnalysedArea,
+    Basis,
+    Mpp,
+    multipolygon,
+    pair,
+    rows_of_json,
+)
 from qpnuclei.qupath.area_index import AreaIndex, rounding_of, same_area
 from qpnuclei.qupath.areas import Parts, polygonal, union, valid_area, without_slivers
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
-from qpnuclei.slides.resolution import agree
+from qpnuclei.slides.stains import StainRows
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +102,8 @@ class Record:
         Identifies the last run. A run that is resumed recognises its own results by it.
     earlier_runs : tuple of str
         Identify the runs before it, oldest first.
+    stains : StainRows
+        Those of the last run; empty for records of versions that did not store them.
     """
 
     areas: tuple[AnalysedArea, ...] = ()
@@ -101,6 +111,7 @@ class Record:
     check: str = ""
     run: str = ""
     earlier_runs: tuple[str, ...] = ()
+    stains: StainRows = ()
 
     @classmethod
     def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
@@ -111,12 +122,15 @@ class Record:
         try:
             content = json.loads(text)
             used = UsedMpp.of_json(content["pixel size"])
+            stains = rows_of_json(content.get("stains", ()))
+            usual = Basis(used.mpp, stains)
             return cls(
-                tuple(AnalysedArea.of_json(area, used.mpp) for area in content["areas"]),
+                tuple(AnalysedArea.of_json(area, usual) for area in content["areas"]),
                 used,
                 str(content.get("check", "")),
                 str(content.get("run", "")),
                 tuple(map(str, content.get("earlier runs", ()))),
+                stains,
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
             _log.warning("%s: the record of earlier runs is damaged and was ignored", name)
@@ -124,10 +138,11 @@ class Record:
 
     def to_properties(self) -> dict[str, str]:
         """Return the record as an image property."""
-        usual = None if self.used is None else self.used.mpp
+        usual = None if self.used is None else Basis(self.used.mpp, self.stains)
         content: dict[str, Any] = {
             "areas": [area.to_json(usual) for area in self.areas],
             "pixel size": self.used and self.used.to_json(),
+            **({"stains": self.stains} if self.stains else {}),
             **({"check": self.check} if self.check else {}),
             **({"run": self.run} if self.run else {}),
             **({"earlier runs": self.earlier_runs} if self.earlier_runs else {}),
@@ -143,6 +158,7 @@ class Record:
         checks: Sequence[str] = (),
         marker: str = "",
         *,
+        stains: StainRows = (),
         left_out: shapely.Geometry = NO_AREA,
         keeps_nuclei: bool = False,
         keeps_doubts: bool = True,
@@ -157,13 +173,15 @@ class Record:
             Why the run found the image, and each region, doubtful.
         marker : str
             Identifies the run.
+        stains : StainRows
+            With which it measured.
         left_out : shapely geometry
             The area that the run was asked for and excluded, also where it leaves no region.
         keeps_nuclei : bool
             Whether the nuclei of earlier runs stay, and so the areas where they were found.
         keeps_doubts : bool
             With `keeps_nuclei`, whether the regions contain results of earlier runs, so that the
-            doubts about these, and their pixel sizes, stay.
+            doubts about these, their pixel sizes and their stains stay.
         """
         turn = 1 + self._last_turn
         new = tuple(
@@ -173,7 +191,7 @@ class Record:
                 doubt,
                 _left_out_of(region),
                 turn,
-                mpps=(used.mpp,),
+                bases=(Basis(used.mpp, stains),),
             )
             for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
         )
@@ -182,7 +200,7 @@ class Record:
             if keeps_doubts:
                 check = together([check, self.image_doubts])
                 new = self._with_earlier(new)
-            return Record(tuple(self._beside(new, marker)), used, check, marker, earlier)
+            return Record(tuple(self._beside(new, marker)), used, check, marker, earlier, stains)
         replaced = removed | {area.id for area in new if area.id is not None}
         of_run = AreaIndex(new)
         # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
@@ -199,7 +217,7 @@ class Record:
             for area in kept
             if _is_more_than(area, again.near(area.analysed) if area.id is None else NO_AREA)
         ]
-        return Record((*kept, *new), used, check, marker, earlier)
+        return Record((*kept, *new), used, check, marker, earlier, stains)
 
     def _beside(self, new: Sequence[AnalysedArea], marker: str) -> Iterator[AnalysedArea]:
         """Yield the areas after a run that removed no nuclei: what was analysed stays so."""
@@ -218,8 +236,8 @@ class Record:
     def _with_earlier(self, new: Sequence[AnalysedArea]) -> tuple[AnalysedArea, ...]:
         """Return new areas with what is known of the nuclei of earlier runs that stay in them.
 
-        If pixel sizes or doubts hold only in a part of an area, they are left to the earlier areas,
-        and no area of the run hides those.
+        If pixel sizes, stains or doubts hold only in a part of an area, they are left to the
+        earlier areas, and no area of the run hides those.
         """
         joined = tuple(map(self._joined, new))
         if None in joined:
@@ -229,8 +247,8 @@ class Record:
     def _joined(self, area: AnalysedArea) -> AnalysedArea | None:
         """Return a new area with what is known of all of it; None if that holds only in parts."""
         geometry = valid_area(area.geometry)
-        told = (area.check, area.mpps)
-        others = self._index.with_nuclei_in(geometry, lambda one: (one.check, one.mpps) != told)
+        told = (area.check, area.bases)
+        others = self._index.with_nuclei_in(geometry, lambda one: (one.check, one.bases) != told)
         if next(others, None) is None:
             return area
         earlier = list(self._index.with_nuclei_in(geometry, lambda _: True))
@@ -240,8 +258,8 @@ class Record:
         ):
             return None
         check = together([area.check, *(one.check for one in earlier)])
-        mpps = dict.fromkeys(mpp for one in [*earlier, area] for mpp in one.mpps)
-        return replace(area, check=check, mpps=tuple(mpps))
+        bases = dict.fromkeys(basis for one in [*earlier, area] for basis in one.bases)
+        return replace(area, check=check, bases=tuple(bases))
 
     def _not_analysed_of(self, geometry: shapely.Geometry) -> shapely.MultiPolygon:
         """Return the part of an area that no run has analysed, without slivers from rounding."""
@@ -404,30 +422,30 @@ class Record:
     def _own_of(self, annotation: Annotation) -> Sequence[AnalysedArea]:
         return self._index.of_id(annotation.id) or self._index.with_outline(annotation.area)
 
-    def other_mpps(self, region: Region, mpp: Mpp) -> tuple[Mpp, ...]:
-        """Return the pixel sizes unlike `mpp` at which runs found the nuclei now in a region."""
+    def other_bases(self, region: Region, now: Basis) -> tuple[Basis, ...]:
+        """Return pixel sizes and stains unlike `now` of runs whose nuclei are now in a region."""
         if region.plane != (0, 0):
             return ()
         own = () if region.annotation is None else self._own_of(region.annotation)
         return _unlike(
-            mpp,
+            now,
             self._index.with_nuclei_in(
-                region.geometry, lambda area: bool(_unlike(mpp, [area])), own
+                region.geometry, lambda area: bool(_unlike(now, [area])), own
             ),
         )
 
-    def has_other_mpps(self, mpp: Mpp) -> bool:
-        """Return whether an area has a pixel size unlike `mpp`, maybe of nuclei replaced since."""
-        return bool(_unlike(mpp, self.areas))
+    def has_other_bases(self, now: Basis) -> bool:
+        """Return whether an area has others than `now`, maybe of nuclei replaced since."""
+        return bool(_unlike(now, self.areas))
 
-    def image_other_mpps(self, mpp: Mpp) -> tuple[Mpp, ...]:
-        """Return the pixel sizes unlike `mpp` at which runs found the nuclei now in the image."""
+    def image_other_bases(self, now: Basis) -> tuple[Basis, ...]:
+        """Return pixel sizes and stains unlike `now` of runs whose nuclei are now in the image."""
         return _unlike(
-            mpp,
+            now,
             (
                 area
                 for area in self.areas
-                if _unlike(mpp, [area]) and not self._index.is_superseded(area.analysed, area.turn)
+                if _unlike(now, [area]) and not self._index.is_superseded(area.analysed, area.turn)
             ),
         )
 
@@ -453,14 +471,14 @@ def _takes_the_place_of(new: AnalysedArea, earlier: AnalysedArea) -> bool:
     """Tell whether a new area says all that an earlier one with the same outline says."""
     if not new.keeps_earlier:
         return True
-    told = [(area.check, area.mpps) for area in (new, earlier)]
+    told = [(area.check, area.bases) for area in (new, earlier)]
     return earlier.keeps_earlier and new.excluded.is_empty and told[0] == told[1]
 
 
-def _unlike(mpp: Mpp, areas: Iterable[AnalysedArea]) -> tuple[Mpp, ...]:
-    """Return the pixel sizes of areas that differ from one, each once."""
-    sizes = dict.fromkeys(size for area in areas for size in area.mpps)
-    return tuple(size for size in sizes if not agree(size, mpp))
+def _unlike(now: Basis, areas: Iterable[AnalysedArea]) -> tuple[Basis, ...]:
+    """Return the pixel sizes and stains of areas that differ from `now`, each once."""
+    bases = dict.fromkeys(basis for area in areas for basis in area.bases)
+    return tuple(basis for basis in bases if basis.is_other(now))
 
 
 def together(doubts: Iterable[str]) -> str:

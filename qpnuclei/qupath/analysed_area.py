@@ -10,10 +10,45 @@ import numpy as np
 import shapely
 
 from qpnuclei.qupath.areas import polygons_in, valid_area
+from qpnuclei.slides.resolution import agree
+from qpnuclei.slides.stains import StainRows, stains_agree
 
 NO_AREA = shapely.MultiPolygon()
 
 Mpp = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the measurements of a run depend on, and what may be corrected in QuPath afterwards.
+
+    Parameters
+    ----------
+    mpp : (float, float) or None
+        µm per level-0 px in x and y; None if it is unknown.
+    stains : StainRows
+        Stain vectors and background; empty if they are unknown, as in records of versions that did
+        not store them.
+    """
+
+    mpp: Mpp | None
+    stains: StainRows = ()
+
+    def has_other_mpp(self, other: Basis) -> bool:
+        """Tell whether both pixel sizes are known and differ."""
+        if self.mpp is None or other.mpp is None:
+            return False
+        return not agree(self.mpp, other.mpp)
+
+    def has_other_stains(self, other: Basis) -> bool:
+        """Tell whether the stains of both are known and differ."""
+        if not (self.stains and other.stains):
+            return False
+        return not stains_agree(self.stains, other.stains)
+
+    def is_other(self, other: Basis) -> bool:
+        """Tell whether pixel sizes or stains differ."""
+        return self.has_other_mpp(other) or self.has_other_stains(other)
 
 
 @dataclass(frozen=True)
@@ -42,9 +77,9 @@ class AnalysedArea:
         Identify the runs whose nuclei are in the area: the one that analysed it last, and those
         before it if it kept their nuclei. Empty if it is the last run of the image alone, and for
         earlier runs of versions that did not store them.
-    mpps : tuple of (float, float)
-        The pixel sizes of these runs, µm per level-0 px in x and y. Of a record whose versions did
-        not store them, that of the last run of the image.
+    bases : tuple of Basis
+        Pixel sizes and stains of these runs. Of a record whose versions did not store them, that of
+        the last run of the image.
     keeps_earlier : bool
         Whether the run left nuclei of earlier runs in the area that the record describes elsewhere:
         in the areas of those runs. Otherwise the area describes all nuclei in it.
@@ -57,7 +92,7 @@ class AnalysedArea:
     turn: int = 0
     image_check: str = ""
     runs: tuple[str, ...] = ()
-    mpps: tuple[Mpp, ...] = ()
+    bases: tuple[Basis, ...] = ()
     keeps_earlier: bool = False
 
     @property
@@ -76,9 +111,11 @@ class AnalysedArea:
         return replace(self, excluded=multipolygon(shapely.union(valid_area(self.excluded), part)))
 
     @classmethod
-    def of_json(cls, content: Any, usual: Mpp) -> AnalysedArea:
+    def of_json(cls, content: Any, usual: Basis) -> AnalysedArea:
         """Return the area that `to_json` has written."""
-        mpps = tuple(map(pair, content.get("um", ()))) or (usual,)
+        mpps = tuple(map(pair, content.get("um", ())))
+        stains = [rows_of_json(rows) for rows in content.get("stains", [()] * len(mpps))]
+        bases = tuple(Basis(*own) for own in zip(mpps, stains, strict=True)) or (usual,)
         return cls(
             None if content["id"] is None else UUID(content["id"]),
             _from_rings(content["coordinates"]),
@@ -87,19 +124,22 @@ class AnalysedArea:
             int(content.get("turn", 0)),
             str(content.get("image check", "")),
             tuple(map(str, content.get("runs", ()))),
-            mpps,
+            bases,
             bool(content.get("keeps earlier", False)),
         )
 
-    def to_json(self, usual: Mpp | None) -> dict[str, Any]:
+    def to_json(self, usual: Basis | None) -> dict[str, Any]:
         """Return the area as JSON types.
 
         Parameters
         ----------
-        usual : (float, float) or None
-            Pixel size of the last run of the image. An area states its own only if that differs:
-            an image may have as many areas as annotations.
+        usual : Basis or None
+            That of the last run of the image. An area states its own only if that differs: an image
+            may have as many areas as annotations.
         """
+        mpps = [basis.mpp for basis in self.bases]
+        stains = [basis.stains for basis in self.bases]
+        own = {"um": mpps, **({"stains": stains} if any(stains) else {})}
         return {
             "id": None if self.id is None else str(self.id),
             "coordinates": _rings(self.geometry),
@@ -108,7 +148,7 @@ class AnalysedArea:
             **({"turn": self.turn} if self.turn else {}),
             **({"image check": self.image_check} if self.image_check else {}),
             **({"runs": self.runs} if self.runs else {}),
-            **({} if self.mpps in ((), (usual,)) else {"um": self.mpps}),
+            **({} if self.bases in ((), (usual,)) else own),
             **({"keeps earlier": True} if self.keeps_earlier else {}),
         }
 
@@ -128,6 +168,17 @@ def pair(values: Any) -> Mpp:
     """
     x, y = map(float, values)
     return x, y
+
+
+def rows_of_json(rows: Any) -> StainRows:
+    """Return lists of three numbers of JSON as rows of stains.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they are something else.
+    """
+    return tuple((r, g, b) for r, g, b in (map(float, row) for row in rows))
 
 
 def _rings(geometry: shapely.MultiPolygon) -> list[list[list[list[float]]]]:

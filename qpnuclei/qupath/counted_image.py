@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import MppError
+from qpnuclei.errors import FormatError, MppError
 from qpnuclei.qupath.analysed import Record, together
-from qpnuclei.qupath.analysed_area import Mpp
+from qpnuclei.qupath.analysed_area import Basis, Mpp
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.classes import Classes
+from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.calibration import PixelCalibration, area_mm2
 from qpnuclei.slides.resolution import mpp_text
+from qpnuclei.slides.stains import StainRows, stain_rows
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ class CountedImage:
         Size in level-0 px, for the area of the whole image.
     id : str or None
         ID of the image's entry in the project.
+    stains : StainRows
+        Its present stain vectors; empty if it has none.
     """
 
     project: str
@@ -51,6 +56,7 @@ class CountedImage:
     calibration: PixelCalibration
     size: tuple[int, int] | None = None
     id: str | None = None
+    stains: StainRows = ()
 
     @cached_property
     def record(self) -> Record:
@@ -71,21 +77,29 @@ class CountedImage:
 
     def doubts(self, region: Region) -> str:
         """Return why the count of a region is doubtful, in one line; empty if it is not."""
-        others = () if self.mpp is None else self.record.other_mpps(region, self.mpp)
+        others = self.record.other_bases(region, self._basis)
         return together([self.record.doubts_in(region), self._note_of(others)])
 
     @property
     def image_doubts(self) -> str:
         """Why the count of the whole image is doubtful, in one line; empty if it is not."""
-        others = () if self.mpp is None else self.record.image_other_mpps(self.mpp)
+        others = self.record.image_other_bases(self._basis)
         return together([self.record.image_doubts, self._note_of(others)])
 
-    def _note_of(self, others: Sequence[Mpp]) -> str:
-        """Return what to say of nuclei that were found at other pixel sizes than the present."""
-        if self.mpp is None or not others:
-            return ""
-        sizes = " and ".join(map(mpp_text, others))
-        return f"analysed at {sizes} µm/px, counted at {mpp_text(self.mpp)}: run again"
+    @property
+    def _basis(self) -> Basis:
+        return Basis(self.mpp, self.stains)
+
+    def _note_of(self, others: Sequence[Basis]) -> str:
+        """Return what to say of nuclei with other pixel sizes or stains than the present."""
+        notes = []
+        sizes = dict.fromkeys(o.mpp for o in others if o.has_other_mpp(self._basis))
+        if sizes and self.mpp is not None:
+            found = " and ".join(mpp_text(size) for size in sizes if size is not None)
+            notes.append(f"analysed at {found} µm/px, counted at {mpp_text(self.mpp)}: run again")
+        if any(other.has_other_stains(self._basis) for other in others):
+            notes.append("stains measured with other vectors than the image has now: run again")
+        return together(notes)
 
 
 def counted_image(
@@ -113,6 +127,11 @@ def counted_image(
     except MppError as error:
         if warns:
             _log.warning("%s: its areas are left empty; %s", error.what, error.hint)
+    stains: StainRows = ()
+    # A run refuses vectors that cannot be used; the counts do not depend on them.
+    with suppress(FormatError):
+        if entry.stains is not None:
+            stains = stain_rows(stains_of(entry))
     return CountedImage(
         project=f"{project.path.parent.name}/{project.path.name}",
         name=entry.name,
@@ -120,6 +139,7 @@ def counted_image(
         calibration=calibration,
         size=(server.width, server.height) if server.width and server.height else None,
         id=entry.id,
+        stains=stains,
     )
 
 

@@ -36,6 +36,12 @@ class Stains:
     background: tuple[float, float, float] = (255.0, 255.0, 255.0)
 
 
+#: Unit vectors of the stains of an image, and its background: rows of red, green, blue.
+StainRows = tuple[tuple[float, float, float], ...]
+
+#: Rows of stains agree up to these differences, absolute and relative: programs round vectors.
+_ROUNDING, _RELATIVE_ROUNDING = 1e-3, 2e-3
+
 #: QuPath's default for Brightfield (H&E).
 DEFAULT_HE = Stains(
     "H&E default",
@@ -124,6 +130,23 @@ def check_stains(stains: Stains) -> None:
     stain_matrix(stains)
     if not all(0 < white < np.inf for white in stains.background):
         raise ValueError(f"the background of {stains.name!r} is not above 0: {stains.background}")
+
+
+def stain_rows(stains: Stains) -> StainRows:
+    """Return what the concentrations of stains depend on, without names and lengths of vectors.
+
+    Examples
+    --------
+    >>> stain_rows(DEFAULT_HE)[1:]
+    ((0.2159, 0.8012, 0.5581), (255.0, 255.0, 255.0))
+    """
+    units = [np.divide(vector, np.linalg.norm(vector)) for vector in stains.vectors]
+    return tuple((r, g, b) for r, g, b in np.round([*units, stains.background], 4).tolist())
+
+
+def stains_agree(a: StainRows, b: StainRows) -> bool:
+    """Tell whether two results of `stain_rows` are equal up to rounding."""
+    return len(a) == len(b) and np.allclose(a, b, rtol=_RELATIVE_ROUNDING, atol=_ROUNDING)
 
 
 def separate(rgb: RGB, stains: Stains = DEFAULT_HE, n_stains: int = 2) -> Float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,9 +23,11 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.backups import list_backups
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.slides.stains import DEFAULT_HE
 from tests.cli.conftest import Outcome
 from tests.cli.test_one_bad_apple import IMAGE
 from tests.pipeline.commit.test_locked import lock
+from tests.qupath.samples import set_stains
 
 Call = Callable[..., Outcome]
 
@@ -35,6 +38,8 @@ INNER = shapely.box(40, 40, 90, 90)
 OVER_LEFT, OVER_ALL = shapely.box(5, 5, 155, 155), shapely.box(0, 0, 256, 256)
 
 Row = dict[str, Any]
+
+OTHER_STAINS = replace(DEFAULT_HE, name="mine", vectors=((0.5, 0.75, 0.43), (0.2, 0.9, 0.4)))
 
 
 @pytest.fixture
@@ -432,6 +437,41 @@ def test_a_run_at_another_pixel_size_makes_earlier_counts_doubtful(
     assert qpnuclei("run", project, "--roi-name", "A3", *RUN).exit_code == 0
     assert "were found at" not in caplog.text
     assert note not in str(one(qpnuclei, project, "A3")["check"])
+
+
+def test_stain_vectors_changed_after_a_run_make_its_stain_measurements_doubtful(
+    qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotate(project, shapely.box(160, 5, 250, 50), 4, "Stroma")
+    assert qpnuclei("run", project, "--roi-name", "A3", *RUN).exit_code == 0
+    note = "stains measured with other vectors than the image has now: run again"
+    former = one(qpnuclei, project, "A3")
+    assert note not in str(former["check"])
+    set_stains(image_of(project).data_path, OTHER_STAINS)
+    assert note in one(qpnuclei, project, "A3")["check"]
+    warning = "the nuclei in A3 (00000000) were measured with other stain vectors"
+    assert qpnuclei("run", project, "--roi-name", "A4", *RUN).exit_code == 0
+    assert warning in caplog.text
+    assert note in record_of(project)["check"]
+    caplog.clear()
+    skip = ("--roi-name", "A4", "--on-existing", "skip")
+    assert qpnuclei("run", project, *skip, *RUN).exit_code == 0
+    assert warning in caplog.text
+    checks = {name: one(qpnuclei, project, name)["check"] for name in ("A3", "A4")}
+    assert note in checks["A3"]
+    assert note not in str(checks["A4"])
+    (stroma,) = [row for row in exported(qpnuclei, project, "class") if row["class"] == "Stroma"]
+    (whole,) = exported(qpnuclei, project, "image")
+    assert note in stroma["check"]
+    assert note in whole["check"]
+    caplog.clear()
+    assert qpnuclei("run", project, "--roi-name", "A3", *RUN).exit_code == 0
+    assert "other stain vectors" not in caplog.text
+    again = one(qpnuclei, project, "A3")
+    assert note not in str(again["check"])
+    column = "Hematoxylin: Mean (mean)"
+    assert again["nuclei"] == former["nuclei"]
+    assert again[column] != pytest.approx(former[column], rel=0.05)
 
 
 def test_a_plan_works_out_the_record_after_it_only_for_a_warning_that_may_apply(

@@ -18,7 +18,7 @@ from qpnuclei.choices import CERTAINTY
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import Record, UsedMpp
-from qpnuclei.qupath.analysed_area import AnalysedArea
+from qpnuclei.qupath.analysed_area import AnalysedArea, Basis
 from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome, tree
@@ -92,7 +92,7 @@ def test_the_printed_undo_brings_them_back(qpnuclei: Call, project: Path, name: 
 def test_a_doubt_is_about_the_nuclei_before(qpnuclei: Call, project: Path) -> None:
     entry = first_image(project)
     outline = shapely.MultiPolygon([shapely.box(0, 0, 60, 5)])
-    doubted = AnalysedArea(None, outline, "specks", mpps=((0.5, 0.5),))
+    doubted = AnalysedArea(None, outline, "specks", bases=(Basis((0.5, 0.5)),))
     certain = replace(doubted, geometry=shapely.affinity.translate(outline, 0, 90), check="")
     record = Record((doubted, certain), UsedMpp((0.5, 0.5), "file", None), "specks", "a run")
     entry.write(Edit(properties=record.to_properties()), entry.read().fingerprint)

@@ -42,4 +42,8 @@ def record_of(case: dict[str, Any]) -> dict[str, Any]:
         }
         for area in case["areas"]
     ]
-    return {"areas": areas, "pixel size": {"um": [0.5, 0.5], "source": "--mpp", "project": None}}
+    return {
+        "areas": areas,
+        "pixel size": {"um": [0.5, 0.5], "source": "--mpp", "project": None},
+        "stains": case.get("stains of last run", []),
+    }

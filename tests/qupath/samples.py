@@ -11,10 +11,13 @@ import numpy as np
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata import java_nodes, java_parser
+from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.packed_records import Packed
 from qpnuclei.qupath.qpdata.path_classes import path_class_names
 from qpnuclei.qupath.qpdata.path_objects import OBJECT_ID, PathObject, packed_kind, walk
 from qpnuclei.qupath.qpdata.record_packer import RecordPacker
+from qpnuclei.qupath.qpdata.stains import stains_node
+from qpnuclei.slides.stains import Stains
 from tests.paths import SAMPLES, SHARED
 
 VERSIONS = sorted(p.name for p in SAMPLES.iterdir())
@@ -31,6 +34,19 @@ def copy_project(version: str, folder: Path) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of the files of a folder by their names."""
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def set_stains(path: Path, stains: Stains) -> None:
+    """Change the stain vectors in a data file, as a user does in QuPath's tab *Image*."""
+    data_file = DataFile.parse(path.read_bytes(), str(path))
+    data_file._items = [
+        stains_node(data_file._catalog, stains)
+        if getattr(item, "class_name", None) == jc.STAINS
+        else item
+        for item in data_file._items
+    ]
+    with path.open("wb") as stream:
+        data_file.write(stream.write)
 
 
 def dump(data: bytes) -> dict[str, Any]:

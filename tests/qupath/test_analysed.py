@@ -22,10 +22,11 @@ from qpnuclei.qupath.analysed import (
     overall,
     together,
 )
-from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, multipolygon
+from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, Basis, multipolygon
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
+from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, stain_rows
 
 USED = UsedMpp((0.25, 0.25), "--mpp", None)
 #: A bow tie: users draw such things, and QuPath keeps them.
@@ -431,21 +432,22 @@ def test_a_run_whose_nuclei_were_replaced_does_not_return_with_one_that_keeps_nu
 
 
 COARSE = replace(USED, mpp=(0.5, 0.5))
+FINE = Basis((0.25, 0.25))
 
 
 def test_each_area_keeps_the_pixel_size_at_which_it_was_analysed() -> None:
     first = read(Record().with_run([Region.of(INSIDE)], COARSE))
     both = read(first.with_run([Region.of(APART)], USED))
-    assert both.other_mpps(Region.of(INSIDE), (0.25, 0.25)) == ((0.5, 0.5),)
-    assert both.other_mpps(Region.of(APART), (0.5, 0.5)) == ((0.25, 0.25),)
+    assert both.other_bases(Region.of(INSIDE), FINE) == (Basis((0.5, 0.5)),)
+    assert both.other_bases(Region.of(APART), Basis((0.5, 0.5))) == (FINE,)
     for one in (INSIDE, APART):
         area = next(area for area in both.areas if area.id == one.id)
-        assert not both.other_mpps(Region.of(one), area.mpps[0])
-    assert both.image_other_mpps((0.25, 0.25)) == ((0.5, 0.5),)
+        assert not both.other_bases(Region.of(one), area.bases[0])
+    assert both.image_other_bases(FINE) == (Basis((0.5, 0.5)),)
     # A smaller difference than 1 % is rounding.
-    assert both.other_mpps(Region.of(APART), (0.252, 0.248)) == ()
+    assert both.other_bases(Region.of(APART), Basis((0.252, 0.248))) == ()
     again = read(both.with_run([Region.of(INSIDE)], USED))
-    assert again.image_other_mpps((0.25, 0.25)) == ()
+    assert again.image_other_bases(FINE) == ()
 
 
 @pytest.mark.parametrize("keeps_doubts", [True, False])
@@ -456,14 +458,15 @@ def test_nuclei_that_are_added_to_others_have_both_pixel_sizes(keeps_doubts: boo
     )
     expected = ((0.5, 0.5), (0.25, 0.25)) if keeps_doubts else ((0.25, 0.25),)
     (area,) = added.areas
-    assert area.mpps == expected
+    assert tuple(basis.mpp for basis in area.bases) == expected
     # A run that replaces the nuclei leaves one.
     (area,) = read(added.with_run([Region.of(INSIDE)], USED)).areas
-    assert area.mpps == ((0.25, 0.25),)
+    assert area.bases == (FINE,)
 
 
 def sizes_in(record: Record, chosen: Annotation, mpp: tuple[float, float]) -> set[float]:
-    return {x for x, _ in record.other_mpps(Region.of(chosen), mpp)}
+    found = record.other_bases(Region.of(chosen), Basis(mpp))
+    return {basis.mpp[0] for basis in found if basis.mpp is not None}
 
 
 def test_nuclei_found_at_one_pixel_size_are_not_doubted_for_what_was_added_beside_them() -> None:
@@ -481,7 +484,7 @@ def test_nuclei_found_at_one_pixel_size_are_not_doubted_for_what_was_added_besid
     # Replaced there, nothing is left of it.
     record = read(record.with_run([Region.of(left)], USED))
     assert not sizes_in(record, both, USED.mpp)
-    assert (record.doubts(both), record.image_other_mpps(USED.mpp)) == ("", ())
+    assert (record.doubts(both), record.image_other_bases(FINE)) == ("", ())
 
 
 def test_what_a_run_skips_does_not_get_its_pixel_size() -> None:
@@ -529,19 +532,22 @@ def outline_of(bounds: Box) -> shapely.Polygon:
 
 MODES = st.sampled_from(["replace", "append", "skip"])
 SIZES = st.sampled_from([0.25, 0.3, 0.5])
+STAINS = st.sampled_from([(), stain_rows(DEFAULT_HE), stain_rows(DEFAULT_H_DAB)])
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(grid_boxes(), min_size=1, max_size=4), st.data())
-def test_sizes_and_doubts_are_those_of_the_nuclei_on_a_grid(boxes: list[Box], data: Any) -> None:
+def test_what_is_told_of_nuclei_is_what_runs_said_of_them_on_a_grid(
+    boxes: list[Box], data: Any
+) -> None:
     """Each square of the grid has nuclei of the runs in `held`; each run has its own doubt."""
     drawn = [annotation(outline_of(bounds), k + 1) for k, bounds in enumerate(boxes)]
     held = np.empty((SQUARES, SQUARES), object)
     held[:] = [[frozenset()] * SQUARES] * SQUARES
     record = Record()
-    sizes: list[float] = []
+    bases: list[Basis] = []
     for turn in range(data.draw(st.integers(1, 5))):
-        mode, mpp = data.draw(MODES), data.draw(SIZES)
+        mode, mpp, stains = data.draw(MODES), data.draw(SIZES), data.draw(STAINS)
         chosen = data.draw(st.lists(st.sampled_from(range(len(boxes))), min_size=1, unique=True))
         out = data.draw(st.none() | grid_boxes())
         out_squares = np.zeros((SQUARES, SQUARES), bool) if out is None else squares_of(out)
@@ -570,6 +576,7 @@ def test_sizes_and_doubts_are_those_of_the_nuclei_on_a_grid(boxes: list[Box], da
                 UsedMpp((mpp, mpp), "--mpp", None),
                 checks=[doubt] * len(regions),
                 marker=doubt,
+                stains=stains,
                 left_out=left_out,
                 keeps_nuclei=mode != "replace",
                 keeps_doubts=mode == "skip" or has_earlier,
@@ -583,21 +590,27 @@ def test_sizes_and_doubts_are_those_of_the_nuclei_on_a_grid(boxes: list[Box], da
             new &= ~held.astype(bool)
         for at in np.argwhere(new).tolist():
             held[tuple(at)] |= {turn}
-        sizes += [0] * (turn - len(sizes)) + [mpp]
+        bases += [Basis(None)] * (turn - len(bases)) + [Basis((mpp, mpp), stains)]
     if record.used is None:
         return
-    used = record.used.mpp
+    now = Basis(record.used.mpp, record.stains)
+    assert now == bases[-1]
 
-    def other_sizes(turns: set[int]) -> set[float]:
-        return {sizes[turn] for turn in turns} - {used[0]}
+    def others(turns: set[int]) -> set[Basis]:
+        found = {bases[turn] for turn in turns}
+        return {
+            basis
+            for basis in found
+            if basis.mpp != now.mpp or (basis.stains and now.stains and basis.stains != now.stains)
+        }
 
     for each, bounds in zip(drawn, boxes, strict=True):
         turns = set().union(*held[squares_of(bounds)])
-        assert sizes_in(record, each, used) == other_sizes(turns)
+        assert set(record.other_bases(Region.of(each), now)) == others(turns)
         doubts = record.doubts(each)
         assert set(filter(None, doubts.split("; "))) == {f"run {turn}" for turn in turns}
     in_image = set().union(*held.ravel())
-    assert {x for x, _ in record.image_other_mpps(used)} == other_sizes(in_image)
+    assert set(record.image_other_bases(now)) == others(in_image)
     assert {turn for turn in range(5) if record.has_run(f"run {turn}")} >= in_image
 
 
@@ -611,7 +624,21 @@ def test_areas_of_versions_without_their_own_pixel_size_have_that_of_the_last_ru
     for area in content["areas"]:
         area.pop("um", None)
     old = Record.of({PROPERTY: json.dumps(content)})
-    assert [area.mpps for area in old.areas] == [((0.25, 0.25),)] * 2
+    assert [area.bases for area in old.areas] == [(FINE,)] * 2
+
+
+def test_areas_of_versions_that_did_not_store_stains_have_unknown_ones() -> None:
+    stains = stain_rows(DEFAULT_HE)
+    first = Record().with_run([Region.of(INSIDE)], COARSE)
+    record = first.with_run([Region.of(APART)], USED, stains=stains)
+    content = json.loads(record.to_properties()[PROPERTY])
+    assert content["areas"][0]["um"] == [[0.5, 0.5]]
+    assert "stains" not in content["areas"][0]
+    again = read(record)
+    assert again == record
+    assert again.other_bases(Region.of(INSIDE), Basis((0.5, 0.5), stains)) == ()
+    dab = Basis((0.25, 0.25), stain_rows(DEFAULT_H_DAB))
+    assert again.other_bases(Region.of(APART), dab) == (Basis((0.25, 0.25), stains),)
 
 
 def test_a_part_that_is_new_is_seen_however_long_the_outline() -> None:

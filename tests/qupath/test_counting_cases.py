@@ -13,6 +13,7 @@ import pytest
 import shapely
 
 from qpnuclei.qupath.analysed import PROPERTY, Record, Status
+from qpnuclei.qupath.analysed_area import rows_of_json
 from qpnuclei.qupath.classes import ALL_DETECTIONS, Classes
 from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.counts import count_objects
@@ -42,8 +43,10 @@ def test_status_and_doubts(case: dict[str, Any]) -> None:
     if record.status(drawn) is not Status.NOT_ANALYSED:
         assert record.doubts(drawn) == case["check"]
     objects = ImageObjects((drawn,), detections([]), "", {PROPERTY: json.dumps(record_of(case))})
-    (row,) = count_objects(CountedImage("p", "a.svs", objects, PixelCalibration(0.5, 0.5)))
-    parts = [case.get("check"), case.get("sizes")]
+    stains = rows_of_json(case.get("present stains", []))
+    calibration = PixelCalibration(0.5, 0.5)
+    (row,) = count_objects(CountedImage("p", "a.svs", objects, calibration, stains=stains))
+    parts = [case.get("check"), case.get("sizes"), case.get("stains")]
     assert (row["check"] or "") == "; ".join(filter(None, parts))
 
 
@@ -59,6 +62,7 @@ def test_counts_of_classes(case: dict[str, Any]) -> None:
                 id=str(number),
                 name=f"image {number}",
                 calibration=image([], found).calibration,
+                stains=None,
                 server=SimpleNamespace(width=100, height=50),
                 read=lambda objects=objects: objects,
             )
@@ -79,6 +83,7 @@ def bare_entry() -> Any:
         id="1",
         name="a",
         calibration=counted.calibration,
+        stains=None,
         server=SimpleNamespace(width=100, height=50),
         read=lambda: counted.objects,
     )

@@ -17,6 +17,7 @@ class Entry:
     id = "1"
     name = "a.svs"
     calibration = PixelCalibration(0.5, 0.5)
+    stains = None
     server = SimpleNamespace(width=100, height=50)
 
     def __init__(self, classes=("Nucleus",)):

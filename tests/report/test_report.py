@@ -494,6 +494,7 @@ def test_many_images_have_a_page_each(made: Made, tmp_path: Path) -> None:
         server = entry.server
         calibration = entry.calibration
         image_type = None
+        stains = None
         path = None
 
         def read(self) -> ImageObjects:

@@ -16,6 +16,8 @@ from qpnuclei.slides.stains import (
     optical_density,
     separate,
     stain_matrix,
+    stain_rows,
+    stains_agree,
 )
 from tests.paths import MEASUREMENTS
 
@@ -164,3 +166,26 @@ def test_stains_of_pixels_do_not_depend_on_their_tile():
     stains = separate(rgb)
     for part in (np.s_[3:10, 5:40], np.s_[:, 7:8], np.s_[20:21, 1:64]):
         np.testing.assert_array_equal(separate(rgb[part]), stains[part])
+
+
+def test_stains_agree_if_they_measure_the_same():
+    rows = stain_rows(DEFAULT_HE)
+    longer = tuple(tuple(3 * value for value in vector) for vector in DEFAULT_HE.vectors)
+    same = dataclasses.replace(DEFAULT_HE, name="mine", stain_names=("a", "b"), vectors=longer)
+    assert stain_rows(same) == rows
+    haematoxylin, eosin = DEFAULT_HE.vectors
+    rounded = tuple(tuple(round(value, 3) for value in vector) for vector in DEFAULT_HE.vectors)
+    rgb = np.random.default_rng(0).integers(60, 200, (500, 3)).astype(np.uint8)
+    for others, agree in [
+        ({"vectors": rounded}, True),
+        ({"background": (255, 254.6, 255)}, True),
+        ({"background": (243, 243, 243)}, False),
+        ({"vectors": (haematoxylin, (0.25, 0.79, 0.56))}, False),
+        ({"vectors": (eosin, haematoxylin)}, False),
+    ]:
+        other = dataclasses.replace(DEFAULT_HE, **others)
+        assert stains_agree(stain_rows(other), rows) == agree
+        difference = np.abs(separate(rgb, other) - separate(rgb, DEFAULT_HE)).max()
+        assert (difference < 0.01) == agree
+    third = (*DEFAULT_HE.vectors, (0.27, 0.57, 0.78))
+    assert not stains_agree(stain_rows(dataclasses.replace(DEFAULT_HE, vectors=third)), rows)

@@ -35,6 +35,7 @@ from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.stains import stain_rows
 from qpnuclei.system.interrupts import interrupt_postponed
 
 _REPLACED = "later runs have replaced or removed these nuclei"
@@ -343,7 +344,8 @@ def _counted(plan: ImagePlan, objects: ImageObjects) -> dict[str, Any]:
         The fields `regions`, `check` and `data` of the result.
     """
     calibration = PixelCalibration(*plan.scale.mpp)
-    image = CountedImage("", plan.entry.name, objects, calibration)
+    stains = stain_rows(plan.stains)
+    image = CountedImage("", plan.entry.name, objects, calibration, stains=stains)
     # Earlier runs may have analysed what this one left out.
     regions = [
         image.record.analysed_part(Region.of(region.annotation)) if region.annotation else region

@@ -26,8 +26,10 @@ from qpnuclei.pipeline.selection import (
 )
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import polygonal, union, without_slivers
+from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import Annotation, ImageObjects
 from qpnuclei.qupath.regions import Region, same_outline
+from qpnuclei.slides.stains import stain_rows, stains_agree
 
 _EXCLUDED = "what is excluded from {} changed since the image was planned"
 
@@ -42,13 +44,18 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
     ------
     ConflictError
         If an annotation was deleted or its outline changed, others are chosen or excluded now, the
-        file cannot be read, or another run has written into an annotation that ``on_existing``
-        protects.
+        image is measured with other stain vectors now, the file cannot be read, or another run has
+        written into an annotation that ``on_existing`` protects.
     """
     try:
         objects = plan.entry.read()
+        stains = stains_of(plan.entry)
     except FormatError as error:
         raise ConflictError(error.what, error.hint) from error
+    if plan.entry.image_type == "FLUORESCENCE" or not stains_agree(
+        stain_rows(stains), stain_rows(plan.stains)
+    ):
+        raise ConflictError("the image type or the stain vectors changed since it was planned")
     record = Record.of(objects.properties, f"image {plan.entry.name}")
     outdated = [
         annotation

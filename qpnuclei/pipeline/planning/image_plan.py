@@ -28,7 +28,7 @@ from qpnuclei.pipeline.selection import (
     without_excluded,
 )
 from qpnuclei.qupath.analysed import Record, Status, UsedMpp
-from qpnuclei.qupath.analysed_area import NO_AREA
+from qpnuclei.qupath.analysed_area import NO_AREA, Basis
 from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image, stains_of
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects
@@ -38,7 +38,7 @@ from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.hdab_as_he import has_dab
 from qpnuclei.slides.resolution import Scale, mpp_text, working_downsample
-from qpnuclei.slides.stains import DEFAULT_HE, Stains
+from qpnuclei.slides.stains import DEFAULT_HE, Stains, stain_rows
 from qpnuclei.tiling.plan import TilePlan
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ class ImagePlan:
             check,
             checks,
             self.marker,
+            stains=stain_rows(self.stains),
             left_out=self.left_out,
             keeps_nuclei=on_existing != "replace",
             keeps_doubts=on_existing == "skip" or any(self.existing),
@@ -267,8 +268,9 @@ def plan_image(
             f"qpnuclei has already written detections into {name} of image {entry.name!r}",
             "choose --on-existing replace, append or skip",
         )
+    basis = Basis(mpp, stain_rows(stains))
     if options.on_existing == "skip":
-        _warn_of_other_mpps(entry, objects.annotations, record, mpp)
+        _warn_of_other_bases(entry, objects.annotations, record, basis)
         regions = not_analysed(regions, record, objects.detections, entry)
         existing = [frozenset[int]() for _ in regions]
     notes = []
@@ -312,11 +314,11 @@ def plan_image(
         left_out=left_out,
         left_behind=left_behind,
     )
-    # What a run adds to the record has its own pixel size; with very many annotations, finding out
-    # what it leaves takes long.
-    if options.on_existing != "skip" and record.has_other_mpps(mpp):
+    # What a run adds to the record has its own pixel size and stains; with very many annotations,
+    # finding out what it leaves takes long.
+    if options.on_existing != "skip" and record.has_other_bases(basis):
         after = plan.record_after(options.on_existing)
-        _warn_of_other_mpps(entry, objects.annotations, after, mpp)
+        _warn_of_other_bases(entry, objects.annotations, after, basis)
     return plan
 
 
@@ -420,24 +422,46 @@ def not_analysed(
     return chosen
 
 
-def _warn_of_other_mpps(
-    entry: ImageEntry, annotations: Sequence[Annotation], record: Record, mpp: tuple[float, float]
+def _warn_of_other_bases(
+    entry: ImageEntry, annotations: Sequence[Annotation], record: Record, now: Basis
 ) -> None:
-    """Warn of annotations whose nuclei were found at another pixel size, and stay."""
-    if not record.image_other_mpps(mpp):
+    """Warn of annotations whose nuclei stay and have another pixel size or other stains."""
+    if not record.image_other_bases(now):
         return
     analysed = [a for a in annotations if record.status(a) is not Status.NOT_ANALYSED]
-    found = {a.label: record.other_mpps(Region.of(a), mpp) for a in analysed}
-    found = {label: sizes for label, sizes in found.items() if sizes}
-    if found:
-        first, *others = found
-        sizes = dict.fromkeys(size for sizes in found.values() for size in sizes)
+    found = {a.label: record.other_bases(Region.of(a), now) for a in analysed}
+    again = "until they are analysed again, with --on-existing replace"
+    of_mpp = {
+        label: [basis.mpp for basis in bases if basis.has_other_mpp(now)]
+        for label, bases in found.items()
+    }
+    sizes = dict.fromkeys(size for sizes in of_mpp.values() for size in sizes if size is not None)
+    if sizes and now.mpp is not None:
         _log.warning(
-            "image %s: the nuclei in %s%s were found at %s µm/px, and this run uses %s: areas and "
-            "densities there are wrong until they are analysed again, with --on-existing replace",
+            "image %s: the nuclei in %s were found at %s µm/px, and this run uses %s: areas and "
+            "densities there are wrong %s",
             entry.name,
-            first,
-            f" and {number_of(len(others), 'other annotation')}" if others else "",
+            _first_of([label for label, sizes in of_mpp.items() if sizes]),
             " and ".join(map(mpp_text, sizes)),
-            mpp_text(mpp),
+            mpp_text(now.mpp),
+            again,
         )
+    of_stains = [
+        label
+        for label, bases in found.items()
+        if any(basis.has_other_stains(now) for basis in bases)
+    ]
+    if of_stains:
+        _log.warning(
+            "image %s: the nuclei in %s were measured with other stain vectors than this run uses: "
+            "their stain measurements, and classes by them, cannot be compared %s",
+            entry.name,
+            _first_of(of_stains),
+            again,
+        )
+
+
+def _first_of(labels: Sequence[str]) -> str:
+    """Return the first label, and how many others there are."""
+    first, *others = labels
+    return first + (f" and {number_of(len(others), 'other annotation')}" if others else "")

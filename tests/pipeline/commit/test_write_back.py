@@ -32,6 +32,7 @@ from qpnuclei.pipeline.selection import (
     without_excluded,
 )
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import Annotation, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
@@ -40,11 +41,11 @@ from qpnuclei.qupath.qpdata.hierarchy import annotations_of
 from qpnuclei.qupath.qpdata.path_objects import PathObject
 from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.slides.resolution import Scale
-from qpnuclei.slides.stains import DEFAULT_HE
 from qpnuclei.system.files import atomic_file
 from qpnuclei.tiling.plan import TilePlan
 from tests.ids import nucleus_id, removal
 from tests.paths import SAMPLES
+from tests.qupath.samples import set_stains
 
 #: Of the sample's nine annotations, the fourth ("nested") and fifth are of class Stroma.
 OPTIONS = RunOptions(Selection(classes=("Stroma",)))
@@ -71,7 +72,7 @@ def plan_of(image: NativeImage, options: RunOptions = OPTIONS) -> ImagePlan:
         scale,
         "--mpp",
         None,
-        DEFAULT_HE,
+        stains_of(image),
         regions,
         existing,
         tiles,
@@ -213,6 +214,22 @@ def test_force_writes_into_the_image_as_it_is_now_and_keeps_both(
     assert written_into(image) == ["nested", "nested"]
     assert image.read().annotations == objects.annotations
     assert image.backups()[0].path.read_bytes() == theirs
+
+
+def test_force_refuses_nuclei_measured_with_other_stain_vectors(
+    project: NativeProject, tmp_path: Path
+) -> None:
+    image = project.images[0]
+    plan = plan_of(image)
+    renamed = replace(plan.stains, name="mine")
+    set_stains(image.data_path, renamed)
+    options = replace(OPTIONS, force=True)
+    write_back(project, plan, nuclei_of(plan), options, tmp_path)
+    set_stains(image.data_path, replace(renamed, background=(240.0, 240.0, 240.0)))
+    theirs = image.data_path.read_bytes()
+    with pytest.raises(ConflictError, match=r"stain vectors changed .*the nuclei are in"):
+        write_back(project, plan, nuclei_of(plan), options, tmp_path)
+    assert image.data_path.read_bytes() == theirs
 
 
 def test_force_replaces_what_another_run_wrote_meanwhile(
