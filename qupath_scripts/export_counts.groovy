@@ -142,6 +142,7 @@ Map count(hierarchy, pixels, stains, record, annotationClasses, nucleusClasses) 
         def doubts = status == "not analysed" ? "" : doubtsOf(id, geometry, record)
         def otherSizes = status == "not analysed" || size == null ? "" : noteOfSizes(id, geometry, record, size.collect { it * 1000 })
         def otherStains = status == "not analysed" ? "" : noteOfStains(id, geometry, record, stains)
+        def gone = status == "not analysed" || inside.any { isNucleus(it, null) } ? "" : noteOfEmptied(id, geometry, record)
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",
@@ -151,7 +152,7 @@ Map count(hierarchy, pixels, stains, record, annotationClasses, nucleusClasses) 
             area_mm2: area,
             analysed_mm2: analysed,
             status: status,
-            check: [doubts, otherSizes, otherStains, noteOf(nuclei, repeated)].findAll().join("; ") ?: null,
+            check: [doubts, otherSizes, otherStains, gone, noteOf(nuclei, repeated)].findAll().join("; ") ?: null,
             "Num Detections": isKnown ? inside.size() : null,
         ]
         def counts = inside.countBy { className(it) ?: "" }
@@ -189,7 +190,7 @@ Map recordOf(Map content) {
         def analysed = area.excluded ? without(geometry, valid(multiPolygon(area.excluded))) : geometry
         return [id: area.id, check: area.check ?: "", turn: (area.turn ?: 0) as int, mpps: area.um ?: [used.um],
                 stains: area.um ? area.stains ?: [] : [content.stains ?: []],
-                keepsEarlier: area["keeps earlier"] ?: false, geometry: geometry, analysed: analysed]
+                nuclei: (area.nuclei ?: 0) as int, keepsEarlier: area["keeps earlier"] ?: false, geometry: geometry, analysed: analysed]
     }
     def union = unionOf(areas.collect { it.analysed })
     def isPart = content.areas.any { it.excluded }
@@ -250,6 +251,14 @@ String noteOfStains(String id, Geometry geometry, record, List stains) {
     }
     def isFound = withNucleiIn(id, geometry, record) { it.stains.any(isOther) }
     return isFound ? "stains measured with other vectors than the image has now: run again" : ""
+}
+
+/** What the column "check" says of an annotation without nuclei, if it had some after its run. */
+String noteOfEmptied(String id, Geometry geometry, record) {
+    def own = (record.areas.findAll { it.id == id } ?: record.areas).findAll { isSame(it.geometry, geometry) }
+    // Later runs may have replaced the nuclei.
+    def emptied = own.findAll { area -> area.nuclei && !record.areas.any { it.turn > area.turn && it.geometry.intersects(area.geometry) } }
+    return emptied ? "all nuclei of an area are gone since the run (${emptied.sum { it.nuclei }}): run again, unless they were removed on purpose" : ""
 }
 
 /** The wanted areas of those whose nuclei are now in an annotation, the latest first. */

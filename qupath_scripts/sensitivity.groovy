@@ -38,10 +38,11 @@ def RECORD = "qpnuclei analysed"
 // The property of an image that has the filters of its nuclei, for the methods section of a report.
 def FILTERS = "qpnuclei filters"
 
-/** Marks the doubts in a record as older than the removal of nuclei; what is no record stays as it is. */
+/** Marks the doubts in a record as older than the removal of nuclei, and forgets their numbers; what is no record stays as it is. */
 String beforeFilter(String record) {
     // Within texts, quotes follow a backslash: only keys are found.
     record?.replaceAll(/("(?:image )?check":")(?!before the filter: )/, '$1before the filter: ')
+            ?.replaceAll(/,"nuclei":\d+/, '')
 }
 
 /** Adds a filter to those of an image, with the runs that its record names. */

@@ -226,7 +226,11 @@ def test_export_knows_our_detections() -> None:
 RECORD = Record(
     (
         AnalysedArea(
-            None, shapely.MultiPolygon([shapely.box(0, 0, 9, 9)]), 'pale; "check":"', turn=1
+            None,
+            shapely.MultiPolygon([shapely.box(0, 0, 9, 9)]),
+            'pale; "check":",\\"nuclei\\":5',
+            turn=1,
+            nuclei=34,
         ),
         AnalysedArea(uuid.uuid4(), shapely.MultiPolygon(), "before the filter: pale", turn=1),
         AnalysedArea(uuid.uuid4(), shapely.MultiPolygon(), image_check="blöd", turn=1),
@@ -243,7 +247,10 @@ def test_the_slider_marks_doubts_as_filter_does() -> None:
     rule = re.search(r"replaceAll\(/(.*)/, '\$1(.*)'\)", script)
     assert rule
     (text,) = RECORD.to_properties().values()
+    forgotten = re.search(r"\?\.replaceAll\(/(.*)/, ''\)", script)
+    assert forgotten
     marked = re.sub(rule[1], lambda found: found[1] + rule[2], text)
+    marked = re.sub(forgotten[1], "", marked)
     (expected,) = RECORD.filtered().to_properties().values()
     assert marked == expected != text
     assert f'"{PROPERTY}"' in script
@@ -519,7 +526,8 @@ def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: P
         '    def sizes = isCounted ? script.noteOfSizes(it.id, geometry, record, [0.5, 0.5]) : ""\n'
         "    def now = it.stains\n"
         '    def stains = isCounted ? script.noteOfStains(it.id, geometry, record, now) : ""\n'
-        '    println "$status|$check|$sizes|$stains"\n',
+        '    def gone = isCounted ? script.noteOfEmptied(it.id, geometry, record) : ""\n'
+        '    println "$status|$check|$sizes|$stains|$gone"\n',
         [
             {
                 "record": record_of(case),
@@ -531,10 +539,11 @@ def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: P
         ],
     )
     for case, line in zip(cases, found, strict=True):
-        status, check, sizes, stains = line.split("|")
+        status, check, sizes, stains, gone = line.split("|")
         assert status == case["status"], case["case"]
         assert sizes == case.get("sizes", ""), case["case"]
         assert stains == case.get("stains", ""), case["case"]
+        assert gone == case.get("gone", ""), case["case"]
         assert status == "not analysed" or check == case["check"], case["case"]
 
 

@@ -18,6 +18,8 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
 import shapely
 
 from qpnuclei.qupath.analysed_area import (
@@ -30,9 +32,16 @@ from qpnuclei.qupath.analysed_area import (
     rows_of_json,
 )
 from qpnuclei.qupath.area_index import AreaIndex, rounding_of, same_area
-from qpnuclei.qupath.areas import Parts, polygonal, union, valid_area, without_slivers
+from qpnuclei.qupath.areas import (
+    ROUNDING_PX,
+    Parts,
+    polygonal,
+    union,
+    valid_area,
+    without_slivers,
+)
 from qpnuclei.qupath.model import Annotation
-from qpnuclei.qupath.regions import Region
+from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.stains import StainRows
 
 _log = logging.getLogger(__name__)
@@ -158,6 +167,7 @@ class Record:
         checks: Sequence[str] = (),
         marker: str = "",
         *,
+        nuclei: Sequence[int] = (),
         stains: StainRows = (),
         left_out: shapely.Geometry = NO_AREA,
         keeps_nuclei: bool = False,
@@ -173,6 +183,8 @@ class Record:
             Why the run found the image, and each region, doubtful.
         marker : str
             Identifies the run.
+        nuclei : sequence of int
+            How many nuclei of qpnuclei each region has after the run.
         stains : StainRows
             With which it measured.
         left_out : shapely geometry
@@ -192,8 +204,14 @@ class Record:
                 _left_out_of(region),
                 turn,
                 bases=(Basis(used.mpp, stains),),
+                nuclei=number,
             )
-            for region, doubt in zip(regions, checks or [""] * len(regions), strict=True)
+            for region, doubt, number in zip(
+                regions,
+                checks or [""] * len(regions),
+                nuclei or [0] * len(regions),
+                strict=True,
+            )
         )
         earlier = (*self.earlier_runs, self.run) if self.run else self.earlier_runs
         if keeps_nuclei:
@@ -267,12 +285,13 @@ class Record:
         return without_slivers(shapely.difference(area, self._parts_analysed.near(area)))
 
     def filtered(self) -> Record:
-        """Return the record after nuclei were removed: its doubts are marked as older."""
+        """Return the record after nuclei were removed: marks doubts as older, forgets numbers."""
         areas = tuple(
             replace(
                 area,
                 check=_before_filter(area.check),
                 image_check=_before_filter(area.image_check),
+                nuclei=0,
             )
             for area in self.areas
         )
@@ -386,11 +405,42 @@ class Record:
 
     def has(self, annotation: Annotation) -> bool:
         """Return whether a run has analysed an annotation itself, with its present outline."""
+        return bool(self.areas_of(annotation))
+
+    def areas_of(self, annotation: Annotation) -> list[AnalysedArea]:
+        """Return the areas that are an annotation itself, with its present outline."""
         own = self._index.of_id(annotation.id)
         if own:
-            return any(same_area(area.geometry, annotation.area) for area in own)
+            return [area for area in own if same_area(area.geometry, annotation.area)]
         # QuPath adds missing UUIDs, so compare outlines.
-        return bool(self._index.with_outline(annotation.area))
+        return self._index.with_outline(annotation.area)
+
+    def emptied(
+        self, centroids: npt.NDArray[np.float64], planes: npt.NDArray[np.int64]
+    ) -> list[AnalysedArea]:
+        """Return the areas that had nuclei after their run, and have none of N given ones.
+
+        Areas that meet those of later runs are left out: these may have replaced their nuclei.
+
+        Parameters
+        ----------
+        centroids : (N, 2) float64 ndarray
+            Level-0 px.
+        planes : (N, 2) int64 ndarray
+            z-slice and time point of each.
+        """
+        had = [
+            area
+            for area in self.areas
+            if area.nuclei
+            and not any(later.turn > area.turn for later in self._index.meeting(area.geometry))
+        ]
+        inside = rows_inside([Region(None, area.analysed) for area in had], centroids, planes)
+        none_in = [area for area, rows in zip(had, inside, strict=True) if len(rows) == 0]
+        # A nucleus on the border may be outside by rounding.
+        around = [Region(None, shapely.buffer(area.analysed, ROUNDING_PX)) for area in none_in]
+        near = rows_inside(around, centroids, planes)
+        return [area for area, rows in zip(none_in, near, strict=True) if len(rows) == 0]
 
     @cached_property
     def _index(self) -> AreaIndex:

@@ -83,6 +83,9 @@ class AnalysedArea:
     keeps_earlier : bool
         Whether the run left nuclei of earlier runs in the area that the record describes elsewhere:
         in the areas of those runs. Otherwise the area describes all nuclei in it.
+    nuclei : int
+        How many nuclei of qpnuclei were in it after the run; of several areas around a nucleus, the
+        smallest counts it. 0 if that is unknown, or some were removed since.
     """
 
     id: UUID | None
@@ -94,6 +97,7 @@ class AnalysedArea:
     runs: tuple[str, ...] = ()
     bases: tuple[Basis, ...] = ()
     keeps_earlier: bool = False
+    nuclei: int = 0
 
     @property
     def analysed(self) -> shapely.Geometry:
@@ -104,11 +108,12 @@ class AnalysedArea:
         return valid_area(shapely.difference(whole, valid_area(self.excluded)))
 
     def without(self, gone: shapely.Geometry) -> AnalysedArea:
-        """Return the area with `gone` added to its excluded part."""
+        """Return the area with `gone`, where nuclei were removed, added to its excluded part."""
         part = shapely.intersection(valid_area(self.geometry), gone)
         if part.area == 0:
             return self
-        return replace(self, excluded=multipolygon(shapely.union(valid_area(self.excluded), part)))
+        excluded = multipolygon(shapely.union(valid_area(self.excluded), part))
+        return replace(self, excluded=excluded, nuclei=0)
 
     @classmethod
     def of_json(cls, content: Any, usual: Basis) -> AnalysedArea:
@@ -126,6 +131,7 @@ class AnalysedArea:
             tuple(map(str, content.get("runs", ()))),
             bases,
             bool(content.get("keeps earlier", False)),
+            int(content.get("nuclei", 0)),
         )
 
     def to_json(self, usual: Basis | None) -> dict[str, Any]:
@@ -150,6 +156,7 @@ class AnalysedArea:
             **({"runs": self.runs} if self.runs else {}),
             **({} if self.bases in ((), (usual,)) else own),
             **({"keeps earlier": True} if self.keeps_earlier else {}),
+            **({"nuclei": self.nuclei} if self.nuclei else {}),
         }
 
 

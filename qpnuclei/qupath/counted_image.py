@@ -15,7 +15,7 @@ import shapely
 
 from qpnuclei.errors import FormatError, MppError
 from qpnuclei.qupath.analysed import Record, together
-from qpnuclei.qupath.analysed_area import Basis, Mpp
+from qpnuclei.qupath.analysed_area import AnalysedArea, Basis, Mpp
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.images import stains_of
@@ -75,16 +75,31 @@ class CountedImage:
             return math.nan
         return area_mm2(area_px2, self.mpp)
 
-    def doubts(self, region: Region) -> str:
-        """Return why the count of a region is doubtful, in one line; empty if it is not."""
-        others = self.record.other_bases(region, self._basis)
-        return together([self.record.doubts_in(region), self._note_of(others)])
+    def doubts(self, *regions: Region) -> str:
+        """Return why the count in regions is doubtful, in one line; empty if it is not."""
+        notes = []
+        own: dict[int, AnalysedArea] = {}
+        for region in regions:
+            others = self.record.other_bases(region, self._basis)
+            notes += [self.record.doubts_in(region), self._note_of(others)]
+            if region.annotation is not None:
+                own.update({id(area): area for area in self.record.areas_of(region.annotation)})
+        emptied = [area for area in self._emptied if id(area) in own]
+        return together([*notes, _note_of_emptied(emptied)])
 
     @property
     def image_doubts(self) -> str:
         """Why the count of the whole image is doubtful, in one line; empty if it is not."""
         others = self.record.image_other_bases(self._basis)
-        return together([self.record.image_doubts, self._note_of(others)])
+        emptied = _note_of_emptied(self._emptied)
+        return together([self.record.image_doubts, self._note_of(others), emptied])
+
+    @cached_property
+    def _emptied(self) -> list[AnalysedArea]:
+        """Areas in which runs found nuclei and none is left."""
+        detections = self.objects.detections
+        nuclei = Classes.of(detections, None).nuclei
+        return self.record.emptied(detections.centroids[nuclei], detections.planes[nuclei])
 
     @property
     def _basis(self) -> Basis:
@@ -100,6 +115,16 @@ class CountedImage:
         if any(other.has_other_stains(self._basis) for other in others):
             notes.append("stains measured with other vectors than the image has now: run again")
         return together(notes)
+
+
+def _note_of_emptied(areas: Sequence[AnalysedArea]) -> str:
+    if not areas:
+        return ""
+    number = sum(area.nuclei for area in areas)
+    return (
+        f"all nuclei of an area are gone since the run ({number}): run again, unless they were "
+        "removed on purpose"
+    )
 
 
 def counted_image(

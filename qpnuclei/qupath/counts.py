@@ -116,7 +116,7 @@ def count_objects(
                 (first.name if of_one else None, first.class_name, first.id if of_one else None),
                 first.kind if of_one else "class",
                 overall([statuses[i] for i in members if annotations[i].is_area]),
-                together(image.doubts(regions[i]) for i in analysed_members),
+                image.doubts(*(regions[i] for i in analysed_members)),
                 (area, analysed, area if nucleus_classes is not None else analysed),
                 _union(inside, counted),
                 _union(analysed_in, counted),

@@ -439,6 +439,47 @@ def test_a_run_at_another_pixel_size_makes_earlier_counts_doubtful(
     assert note not in str(one(qpnuclei, project, "A3")["check"])
 
 
+def test_an_annotation_whose_nuclei_were_all_removed_is_doubtful(
+    qpnuclei: Call, project: Path
+) -> None:
+    annotate(project, shapely.box(155, 155, 250, 250), 4, "Stroma")
+    for name in ("A1", "A4"):
+        assert qpnuclei("run", project, "--roi-name", name, *RUN).exit_code == 0
+    note = "all nuclei of an area are gone since the run ({}): run again, unless they were removed "
+    number, other = (one(qpnuclei, project, name)["nuclei"] for name in ("A1", "A4"))
+    image = image_of(project)
+    objects = image.read()
+    within = shapely.intersects_xy(LEFT, objects.detections.centroids)
+    ids = [
+        own_id
+        for own_id, is_in in zip(objects.detections.ids, within, strict=True)
+        if is_in and own_id is not None
+    ]
+    assert len(ids) == number > 1
+    saved = image.data_path.read_bytes()
+    image.write(Edit(remove=frozenset(ids[1:])), objects.fingerprint)
+    assert "gone" not in str(one(qpnuclei, project, "A1")["check"])
+    image.write(Edit(remove=frozenset(ids[:1])), image.read().fingerprint)
+    row = one(qpnuclei, project, "A1")
+    assert (row["nuclei"], row["status"]) == (0, "analysed")
+    assert note.format(number) in row["check"]
+    assert "gone" not in str(one(qpnuclei, project, "A4")["check"])
+    (whole,) = exported(qpnuclei, project, "image")
+    assert whole["nuclei"] == other
+    assert note.format(number) in whole["check"]
+    (tumor,) = [row for row in exported(qpnuclei, project, "class") if row["class"] == "Tumor"]
+    assert note.format(number) in tumor["check"]
+    # Nuclei that a run or a filter removes are not missed.
+    assert qpnuclei("run", project, "--roi-name", "A1", *RUN).exit_code == 0
+    again = one(qpnuclei, project, "A1")
+    assert again["nuclei"] == number
+    assert "gone" not in str(again["check"])
+    image.data_path.write_bytes(saved)
+    assert qpnuclei("filter", project, "--min-certainty", "1").exit_code == 0
+    assert not ours(project)
+    assert "gone" not in str(exported(qpnuclei, project))
+
+
 def test_stain_vectors_changed_after_a_run_make_its_stain_measurements_doubtful(
     qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -627,6 +627,30 @@ def test_areas_of_versions_without_their_own_pixel_size_have_that_of_the_last_ru
     assert [area.bases for area in old.areas] == [(FINE,)] * 2
 
 
+def test_areas_that_had_nuclei_and_have_none_are_found() -> None:
+    left, right = annotation(shapely.box(0, 0, 40, 40)), annotation(shapely.box(60, 0, 99, 40), 2)
+    regions = [Region.of(left), Region.of(right)]
+    record = read(Record().with_run(regions, USED, nuclei=[3, 5]))
+
+    def emptied(record: Record, *points: tuple[float, float], z: int = 0) -> list[int]:
+        centroids, planes = np.array(points).reshape(-1, 2), np.tile([z, 0], (len(points), 1))
+        return [area.nuclei for area in record.emptied(centroids, planes)]
+
+    assert emptied(record) == [3, 5]
+    assert emptied(record, (10, 10)) == [5]
+    assert emptied(record, (10, 10), z=1) == [3, 5]
+    # On the border by rounding, and beyond it.
+    assert emptied(record, (40.01, 10), (59.9, 10)) == [5]
+    # Removed by a filter, where something is excluded now, and maybe replaced by a later run.
+    assert emptied(read(record.filtered())) == []
+    without = record.with_run([], USED, left_out=shapely.box(0, 0, 10, 10))
+    assert emptied(read(without)) == [5]
+    over = annotation(shapely.box(30, 30, 50, 50), 3)
+    later = record.with_run([Region.of(over)], USED, nuclei=[2], keeps_nuclei=True)
+    assert emptied(read(later)) == [5, 2]
+    assert emptied(read(record.with_run([Region.of(left)], USED, nuclei=[0]))) == [5]
+
+
 def test_areas_of_versions_that_did_not_store_stains_have_unknown_ones() -> None:
     stains = stain_rows(DEFAULT_HE)
     first = Record().with_run([Region.of(INSIDE)], COARSE)

@@ -46,7 +46,7 @@ def test_status_and_doubts(case: dict[str, Any]) -> None:
     stains = rows_of_json(case.get("present stains", []))
     calibration = PixelCalibration(0.5, 0.5)
     (row,) = count_objects(CountedImage("p", "a.svs", objects, calibration, stains=stains))
-    parts = [case.get("check"), case.get("sizes"), case.get("stains")]
+    parts = [case.get("check"), case.get("sizes"), case.get("stains"), case.get("gone")]
     assert (row["check"] or "") == "; ".join(filter(None, parts))
 
 

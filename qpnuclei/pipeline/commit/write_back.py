@@ -129,7 +129,9 @@ def _write(
     removed = plan.removed(options.on_existing)
     parents = [region.handle for region in plan.regions]
     tissue = [] if plan.tissue is None else [_tissue(project, plan.tissue)]
-    record = plan.record_after(options.on_existing, nuclei.doubts.image, nuclei.doubts.regions)
+    added = nuclei.counts.sum(axis=0).tolist()
+    doubts = nuclei.doubts
+    record = plan.record_after(options.on_existing, doubts.image, doubts.regions, added)
     step = ("qpnuclei run", f"// qpnuclei {__version__}: run with {options.to_json()}")
     edit = Edit(
         remove=removed,

@@ -134,7 +134,11 @@ class ImagePlan:
         return area_mm2(region.area_px2, self.scale.mpp)
 
     def record_after(
-        self, on_existing: OnExisting, check: str = "", checks: Sequence[str] = ()
+        self,
+        on_existing: OnExisting,
+        check: str = "",
+        checks: Sequence[str] = (),
+        added: Sequence[int] = (),
     ) -> Record:
         """Return the record of the image after the run.
 
@@ -144,7 +148,10 @@ class ImagePlan:
             As in `RunOptions`.
         check, checks : str, sequence of str
             Why the run found the image, and each region, doubtful.
+        added : sequence of int
+            How many nuclei the run adds to each region.
         """
+        gone = self.replaceable if on_existing == "replace" else frozenset[UUID]()
         return self.record.with_run(
             self.regions,
             UsedMpp(self.scale.mpp, self.mpp_source, self.project_mpp),
@@ -152,6 +159,12 @@ class ImagePlan:
             check,
             checks,
             self.marker,
+            nuclei=[
+                len(earlier - gone) + new
+                for earlier, new in zip(
+                    self.existing, added or [0] * len(self.regions), strict=True
+                )
+            ],
             stains=stain_rows(self.stains),
             left_out=self.left_out,
             keeps_nuclei=on_existing != "replace",

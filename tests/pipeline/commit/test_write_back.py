@@ -420,7 +420,12 @@ def test_force_refuses_when_other_parts_of_the_tissue_are_excluded(
     own_id = nucleus_id(b"the tissue")
     tissue = Annotation(9, own_id, None, "Tissue", "GeometryROI", shapely.box(0, 0, 300, 380))
     region = Region(tissue if is_annotated else None, tissue.geometry)
-    plan = replace(plan_of(image), regions=[region], tissue=tissue if is_annotated else None)
+    plan = replace(
+        plan_of(image),
+        regions=[region],
+        existing=[frozenset()],
+        tissue=tissue if is_annotated else None,
+    )
     draw(image, ELSEWHERE, "beside", "Ignore*")
     tables = [NucleiTable.from_polygons([shapely.box(50, 180, 55, 186)])]
     nuclei = new_nuclei(plan, tables)
@@ -499,7 +504,7 @@ def test_a_drive_that_is_gone(
     if not saved_before:
         project.images[0].data_path.unlink()
         fingerprint = project.images[0].read().fingerprint
-        plan = replace(plan, fingerprint=fingerprint, existing=[])
+        plan = replace(plan, fingerprint=fingerprint, existing=[frozenset() for _ in plan.regions])
     folder = project.path.parent
     (folder / "qpnuclei").mkdir()
     folder.rename(tmp_path / "away")
