@@ -59,7 +59,8 @@ def count_objects(
           ``"missing TMA core"``, ``"class"`` or ``"image"``), ``class``;
         * ``nuclei``, ``nuclei_per_mm2``, ``area_mm2``, ``analysed_mm2``, ``status`` (a `Status`);
         * ``check``: why the run found it doubtful (see ``docs/plausibility.md``), that it was
-          analysed at another pixel size, or how many nuclei are counted twice;
+          analysed at another pixel size or with other stain vectors, that all nuclei are gone, or
+          how many are counted twice;
         * ``Num Detections``, ``Num <class>`` and ``Num <class> (base)`` for the classes of
           detections, with QuPath's names and counts;
         * ``<class>: Positive %`` for classes with positive and negative subclasses, and

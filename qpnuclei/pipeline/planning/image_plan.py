@@ -151,7 +151,7 @@ class ImagePlan:
         added : sequence of int
             How many nuclei the run adds to each region.
         """
-        gone = self.replaceable if on_existing == "replace" else frozenset[UUID]()
+        gone = self.removed(on_existing)
         return self.record.with_run(
             self.regions,
             UsedMpp(self.scale.mpp, self.mpp_source, self.project_mpp),
