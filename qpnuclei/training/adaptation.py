@@ -28,6 +28,7 @@ from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, r
 from qpnuclei.report.pictures import PALETTE
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.predictor import Predictor
+from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.pixels import RGB, write_png
 from qpnuclei.slides.stains import separate
 from qpnuclei.system.files import write_atomically
@@ -68,6 +69,12 @@ _CARD = jinja2.Environment(
     Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"),
     globals={"number_of": number_of},
 )
+
+#: Fields of the recipe that are of the model to start from, and what to do instead of setting them.
+_NOT_SET = {
+    "mpp": "leave it out, or train a network for another pixel size with qpnuclei train",
+    "start": "name the model to start from with --model",
+}
 
 _LabelMap = npt.NDArray[np.int32]
 _Item = TypeVar("_Item")
@@ -159,6 +166,13 @@ def adapt(
     model = network_to_adapt(model, sources)
     start = resolve_model(model)
     metadata = read_metadata(start)
+    for name, instead in _NOT_SET.items():
+        if name in (settings or {}):
+            raise UsageError(
+                f"{name} is not a setting of adapt: both models are compared at the pixel size of "
+                "the one that is adapted",
+                instead,
+            )
     if metadata.family != "student":
         raise UsageError(
             f"model {model!r} is of the family {metadata.family!r}: only students are adapted",
@@ -208,9 +222,10 @@ def adapt(
             break
     callbacks.on_tiles(len(compared), len(compared))
     doubts = find_doubts(changes)
-    _write(folder, start, metadata, after.metadata, Adaptation(training, changes, doubts))
+    result = Adaptation(training, changes, doubts)
+    _write(folder, start, recipe, metadata, after.metadata, result)
     _write_picture(folder / PICTURE_FILE, _evenly(views, _PICTURE_IMAGES))
-    return Adaptation(training, changes, doubts)
+    return result
 
 
 def network_to_adapt(model: str, sources: Sequence[Source]) -> str:
@@ -304,7 +319,7 @@ def _compare(sample: SlideSample, before: Predictor, after: Predictor) -> tuple[
         when: round(float(np.mean(values)), 4) if values else None
         for when, values in agreements.items()
     }
-    area = sum(rgb.shape[0] * rgb.shape[1] for rgb in patches) * (before.mpp / 1000) ** 2
+    area = area_mm2(sum(rgb.shape[0] * rgb.shape[1] for rgb in patches), sample.mpp)
     change = ImageChange(
         sample.name,
         round(area, 4),
@@ -319,6 +334,7 @@ def _compare(sample: SlideSample, before: Predictor, after: Predictor) -> tuple[
 def _write(
     folder: Path,
     start: Path,
+    recipe: StudentRecipe,
     was: ModelMetadata,
     now: ModelMetadata,
     adaptation: Adaptation,
@@ -329,7 +345,14 @@ def _write(
         "doubts": adaptation.doubts,
     }
     write_atomically(folder / CHANGES_FILE, (json.dumps(content, indent=2) + "\n").encode())
-    card = _CARD.render(was=was, now=now, start_sha256=model_hash(start), **content)
+    card = _CARD.render(
+        was=was,
+        now=now,
+        start_sha256=model_hash(start),
+        batches=number_of(sum(recipe.batches_of_rounds), "batch", "batches"),
+        rounds=recipe.rounds,
+        **content,
+    )
     write_atomically(folder / CARD_FILE, card.encode())
 
 

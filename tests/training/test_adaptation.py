@@ -111,6 +111,43 @@ def test_it_leaves_a_model_with_card_licence_and_what_changed(
     assert least_difference(COLOURS.values()) > 11
 
 
+def test_the_card_states_the_batches_of_all_rounds(
+    project: Path, start: Path, tmp_path: Path
+) -> None:
+    command(project, tmp_path / "one", start, "--image", "ward 1*", "--set", "start_share=0.5")
+    card = (tmp_path / "one" / CARD_FILE).read_text(encoding="utf-8")
+    assert "(3 batches, seed 0; weights moved 50 % of the way back)." in card
+    settings = ("rounds=3", "batches_per_round=2", "start_share=0.5", "vote_share=1")
+    extra = [part for setting in settings for part in ("--set", setting)]
+    command(project, tmp_path / "three", start, "--image", "ward 1*", *extra)
+    card = (tmp_path / "three" / CARD_FILE).read_text(encoding="utf-8")
+    assert (
+        "(7 batches in 3 rounds, seed 0; weights moved 50 % of the way back after each round)."
+    ) in card
+
+
+@pytest.mark.parametrize("mpp", [0.23, 0.27])
+def test_areas_are_in_the_pixels_of_the_slide(
+    project: Path, start: Path, tmp_path: Path, mpp: float
+) -> None:
+    """Within 10 % of the model's pixel size, slides are not resampled."""
+    sources = find_sources([project.parent / "ward 0.png"], mpp=[mpp])
+    settings = {**SHORT, "vote_share": 1.0}  # what the tiny model finds does not matter
+    result = adapt(sources, tmp_path, model=str(start), settings=settings, device=CPU)
+    (change,) = result.changes
+    assert change.area_mm2 == round((320 * mpp / 1000) ** 2, 4)
+
+
+@pytest.mark.parametrize("setting", ["mpp=0.5", "start=default-40x"])
+def test_what_is_of_the_model_to_start_from_is_not_set(
+    project: Path, start: Path, tmp_path: Path, setting: str
+) -> None:
+    arguments = ["adapt", str(project), "-o", str(tmp_path / "run"), "--model", str(start)]
+    with pytest.raises(UsageError, match="is not a setting of adapt"):
+        CliRunner().invoke(app, [*arguments, "--set", setting], catch_exceptions=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_that_states_only_what_is_not_the_default(
     project: Path, start: Path, tmp_path: Path
 ) -> None:
@@ -264,7 +301,7 @@ def test_what_cannot_be_adapted_is_refused(project: Path, start: Path, tmp_path:
 
     refuse("of the family 'attention'", model=str(attention))
     refuse("no field 'epochs'", settings={"epochs": 3})
-    refuse(r"0\.25 µm/px\) than the recipe.s .* 0\.5 µm/px\)", settings={"mpp": 0.5})
+    refuse("mpp is not a setting of adapt", settings={"mpp": 0.5})
     with pytest.raises(UsageError, match="no source is a QuPath project"):
         find_sources([project.parent / "ward 0.png"], images=["*"])
     with pytest.raises(UsageError, match=r"no image of .* matches 'ward 7'"):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.recolour import recolour
 from qpnuclei.slides.stains import HE_MATRIX, HE_UNMIXING, optical_density
@@ -67,16 +68,28 @@ class TrainingExample:
 
 
 def make_examples(
-    rgb: RGB, known: PseudoLabels, recipe: StudentRecipe, rng: np.random.Generator
+    rgb: RGB,
+    known: PseudoLabels,
+    mpp: tuple[float, float],
+    recipe: StudentRecipe,
+    rng: np.random.Generator,
 ) -> list[TrainingExample]:
-    """Return a patch as it is, and its renditions with nuclei pasted and repainted."""
+    """Return a patch as it is, and its renditions with nuclei pasted and repainted.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8 ndarray
+    known : PseudoLabels
+    mpp : (float, float)
+        µm/px of the patch in x and y.
+    recipe : StudentRecipe
+    rng : numpy.random.Generator
+    """
     examples = [TrainingExample.of(rgb, known, recipe.seam_weight)]
     cuts = cut_nuclei(rgb, known.labels)
-    area_mm2 = known.labels.size * (recipe.mpp / 1000) ** 2
+    pastes = round(recipe.pastes_per_mm2 * area_mm2(known.labels.size, mpp))
     for _ in range(recipe.renditions):
-        new_rgb, new_known = paste_nuclei(
-            rgb, known, cuts, round(recipe.pastes_per_mm2 * area_mm2), rng
-        )
+        new_rgb, new_known = paste_nuclei(rgb, known, cuts, pastes, rng)
         new_rgb = repaint_nuclei(new_rgb, new_known.labels, rng, share=recipe.repainted_share)
         examples.append(TrainingExample.of(new_rgb, new_known, recipe.seam_weight))
     return examples

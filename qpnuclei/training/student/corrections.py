@@ -28,6 +28,8 @@ class Correction:
     name : str
     rgb : (H, W, 3) uint8 ndarray
         At the model's resolution.
+    mpp : float
+        µm/px of `rgb`: up to 10 % from the model's.
     known : PseudoLabels
         Weight 1 in the box, and 0 around it.
     nuclei : int
@@ -36,6 +38,7 @@ class Correction:
 
     name: str
     rgb: RGB
+    mpp: float
     known: PseudoLabels
     nuclei: int
 
@@ -52,13 +55,22 @@ def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correc
     for box in boxes:
         rgb, labels, inside = box.read_around()
         mpp = image_mpp(box, None)
-        rgb = scaled(rgb, 1 / working_downsample((mpp, mpp), model_mpp)[0])
+        downsample, _ = working_downsample((mpp, mpp), model_mpp)
+        rgb = scaled(rgb, 1 / downsample)
         nuclei, weight = (
             cv2.resize(values, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             for values in (labels.astype(np.float32), inside.astype(np.float32))
         )
         known = PseudoLabels(nuclei.astype(np.int32), weight.astype(np.float32))
-        made.append(Correction(box.name, rgb, known, int(np.count_nonzero(box.counts))))
+        made.append(
+            Correction(
+                box.name,
+                rgb,
+                mpp if downsample == 1 else model_mpp,
+                known,
+                int(np.count_nonzero(box.counts)),
+            )
+        )
     return made
 
 
@@ -86,7 +98,9 @@ def correction_examples(
     examples = [
         example
         for correction in corrections
-        for example in make_examples(correction.rgb, correction.known, recipe, rng)
+        for example in make_examples(
+            correction.rgb, correction.known, (correction.mpp, correction.mpp), recipe, rng
+        )
     ]
     area, of_others = (sum(_area(example) for example in some) for some in (examples, others))
     share = recipe.corrections_share

@@ -22,7 +22,6 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from msgspec import structs
 
 from qpnuclei.errors import UsageError
 from qpnuclei.segmentation.postprocess import segment_instances
@@ -79,9 +78,9 @@ class Distillation:
                 f"{recipe.mpp}",
                 f"leave --set mpp out, or give --set mpp={teacher.mpp}",
             )
-        self._recipe = structs.replace(recipe, mpp=teacher.mpp)
+        self._recipe = recipe
         self._ratio = recipe.mpp / teacher.mpp
-        self._patches = [patch for sample in samples for patch in sample.patches]
+        self._patches = [(patch, sample.mpp) for sample in samples for patch in sample.patches]
         self._known: list[PseudoLabels] = []
         self._maps: list[npt.NDArray[np.uint8]] = []
         self._instances = teacher.metadata.post_processing
@@ -91,7 +90,7 @@ class Distillation:
         """Yield the nuclei that the teacher finds in each patch; `labeller` is not used."""
         del labeller
         yield from list(self._known)  # of an earlier round
-        for patch in self._patches[len(self._known) :]:
+        for patch, _ in self._patches[len(self._known) :]:
             attention, centre = self._teacher.predict_image(patch)
             labels = segment_instances(attention, self._instances, centre)
             self._known.append(PseudoLabels(labels, np.ones(labels.shape, np.float32)))
@@ -102,8 +101,8 @@ class Distillation:
         self, known: Sequence[PseudoLabels], rng: np.random.Generator
     ) -> Iterator[TrainingExample]:
         """Return the patches and their renditions, with the teacher's maps."""
-        for patch, labels, maps in zip(self._patches, known, self._maps, strict=True):
-            original, *renditions = make_examples(patch, labels, self._recipe, rng)
+        for (patch, mpp), labels, maps in zip(self._patches, known, self._maps, strict=True):
+            original, *renditions = make_examples(patch, labels, mpp, self._recipe, rng)
             for example in (original, *renditions):
                 yield reduced(soften(example, original, maps), self._ratio)
 

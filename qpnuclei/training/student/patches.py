@@ -36,11 +36,15 @@ class SlideSample:
         At the model's resolution.
     stains : Stains
         Estimated on all of these patches together.
+    mpp : (float, float)
+        µm/px of the patches in x and y: up to 10 % from the model's, as such slides are not
+        resampled (`qpnuclei.slides.resolution.working_downsample`).
     """
 
     name: str
     patches: list[RGB]
     stains: Stains
+    mpp: tuple[float, float]
 
 
 def sample_slides(
@@ -144,7 +148,8 @@ def _read(source: Source, windows: Sequence[_Window], mpp: float) -> SlideSample
         seen = source.pixels(slide)
         patches = [seen.read(*window, downsample) for window in windows]
     pixels = np.concatenate([patch.reshape(-1, 3)[::_STAIN_STEP] for patch in patches])
-    return SlideSample(source.name, patches, estimate_macenko(pixels))
+    seen_mpp = source.mpp if downsample == (1.0, 1.0) else (mpp, mpp)
+    return SlideSample(source.name, patches, estimate_macenko(pixels), seen_mpp)
 
 
 def _equal_parts(width: int, height: int, size: int) -> list[_Window]:

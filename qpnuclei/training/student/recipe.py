@@ -161,6 +161,11 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             raise ValueError("label_scales has no effect on the only round: a vote labels it")
 
     @property
+    def batches_of_rounds(self) -> list[int]:
+        """Number of batches of each round."""
+        return [self.first_round_batches] + [self.batches_per_round] * (self.rounds - 1)
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """Keyword arguments of `StudentNet`."""
         # Older models lack subpixel: leave out its default, so that they stay comparable.

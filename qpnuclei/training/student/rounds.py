@@ -255,9 +255,7 @@ class _Run:
         )
 
     def _batches_left(self) -> int:
-        recipe = self.recipe
-        of_rounds = [recipe.first_round_batches] + [recipe.batches_per_round] * (recipe.rounds - 1)
-        return sum(of_rounds[self.progress.epoch :]) - self.progress.batch
+        return sum(self.recipe.batches_of_rounds[self.progress.epoch :]) - self.progress.batch
 
     def _round(self) -> bool:
         """Train one round; if stopped before its end, save its state and return False.
@@ -275,9 +273,8 @@ class _Run:
             labeller = load_labellers(self.recipe.labellers, self.recipe.mpp, self.device)
         if labeller is not None:
             labeller = AtSeveralScales(labeller, self.recipe.label_scales)
-        recipe = self.recipe
-        batches = recipe.first_round_batches if number == 1 else recipe.batches_per_round
-        self.callbacks.on_round_begin(number, recipe.rounds, batches)
+        batches = self.recipe.batches_of_rounds[number - 1]
+        self.callbacks.on_round_begin(number, self.recipe.rounds, batches)
         known = []
         patches = sum(len(sample.patches) for sample in self.samples)
         for labels in self.example_source.known(labeller):

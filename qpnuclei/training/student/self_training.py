@@ -103,9 +103,9 @@ class SelfTraining:
         self, known: Sequence[PseudoLabels], rng: np.random.Generator
     ) -> Iterator[TrainingExample]:
         """Return the patches and their renditions."""
-        patches = (patch for sample in self.samples for patch in sample.patches)
-        for patch, labels in zip(patches, known, strict=True):
-            yield from make_examples(patch, labels, self.recipe, rng)
+        patches = ((sample, patch) for sample in self.samples for patch in sample.patches)
+        for (sample, patch), labels in zip(patches, known, strict=True):
+            yield from make_examples(patch, labels, sample.mpp, self.recipe, rng)
 
 
 def labels_from_vote(

@@ -1,16 +1,19 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 from skimage.draw import ellipse
 
 from qpnuclei.training.student.batches import (
     TrainingExample,
     _random_jpeg,
+    make_examples,
     random_appearance,
     random_batch,
     random_crop_of,
     with_colours_of,
 )
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
+from qpnuclei.training.student.recipe import student_recipe
 
 PURPLE, PINK = (80, 50, 130), (220, 150, 190)
 #: Crops in the colours of their own example.
@@ -52,6 +55,23 @@ def test_pixels_between_touching_nuclei_weigh_more():
     assert (weight[:, 3:7] == np.rint(255 * 0.5)).all()
     assert (weight[:, :3] == np.rint(255 * 0.5 / 3)).all()
     assert (weight[:, 7:] == np.rint(255 * 0.5 / 3)).all()
+
+
+def test_as_many_nuclei_are_pasted_as_the_area_of_the_patch_says(example):
+    """Not the area that its pixels would have at the resolution of the model."""
+    labels = ndimage.label(example.targets[..., 0])[0].astype(np.int32)
+    known = PseudoLabels(labels, np.ones(labels.shape, np.float32))
+
+    def pasted(mpp, pastes_per_mm2):
+        recipe = student_recipe(
+            {"name": "short", "renditions": 1, "pastes_per_mm2": pastes_per_mm2}
+        )
+        rng = np.random.default_rng(0)
+        return make_examples(example.rgb, known, mpp, recipe, rng)[1].rgb
+
+    assert np.array_equal(pasted((0.5, 0.5), 1000), pasted((0.25, 0.25), 4000))
+    assert np.array_equal(pasted((0.5, 0.5), 1000), pasted((0.25, 0.5), 2000))
+    assert not np.array_equal(pasted((0.25, 0.25), 1000), pasted((0.25, 0.25), 4000))
 
 
 def test_image_and_targets_are_cropped_alike(example):
