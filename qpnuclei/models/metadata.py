@@ -118,6 +118,12 @@ class ColourNormalisation(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("method 'reinhard' needs target_mean and target_std")
 
 
+#: Entry ``labels`` of `ModelMetadata.data` of a model that learned without labels.
+NO_LABELS = "none"
+#: The same of a model that learned from one whose metadata lack the entry.
+LABELS_NOT_STATED = "not stated"
+
+
 class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All data of a model file except the weights.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
 from qpnuclei._version import __version__
 from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import number_of
+from qpnuclei.models.metadata import LABELS_NOT_STATED, NO_LABELS
 from qpnuclei.models.registry import COARSE_ABOVE_MPP
 from qpnuclei.report.runs import Run
 from qpnuclei.segmentation.engine import views_of
@@ -28,10 +29,7 @@ _DECONVOLUTION = (
 )
 #: Names of images by QuPath's image type. For other types the text gives only the number.
 _STAINED = {"BRIGHTFIELD_H_E": "H&E image", "BRIGHTFIELD_H_DAB": "H-DAB image"}
-_LEARNED = {
-    "attention": "a network that learned from unlabelled tissue by the attention of a classifier",
-    "student": "a network that was trained without outlined nuclei, on pseudo-labels",
-}
+_ATTENTION = "a network that learned from unlabelled tissue by the attention of a classifier"
 
 
 def methods(
@@ -44,6 +42,7 @@ def methods(
     stained: bool,
     otherwise: int = 0,
     filters: Mapping[tuple[float, tuple[str, ...]], int] = MappingProxyType({}),
+    counts_all: Collection[bool] = (False,),
 ) -> tuple[str, list[str]]:
     """Return the paragraph and its numbered references.
 
@@ -67,6 +66,9 @@ def methods(
     filters : mapping of (float, tuple of str) to int
         Number of images from which less certain nuclei were removed, for each least certainty and
         the classes of annotations in which they were (none: everywhere).
+    counts_all : collection of bool
+        Whether all nuclei of chosen classes count, wherever they are, or only those in analysed
+        areas: of each counted image.
     """
     areas = []
     if annotations or not cores:
@@ -106,7 +108,7 @@ def methods(
         )
     sentences.append(
         f"Counts were taken in {where} of a QuPath project {cite(_QUPATH)}. A nucleus was counted "
-        "in every annotation that contains its centroid; densities refer to the analysed area."
+        f"in every annotation that contains its centroid; densities refer to {_area(counts_all)}."
     )
     if stained:
         sentences.append(
@@ -199,12 +201,38 @@ def _classes(names: Sequence[str]) -> str:
 def _model(model: Mapping[str, Any], cite: Callable[[str], str]) -> str:
     """Return the name, the kind and the resolution of the model."""
     name, sha = str(model.get("name") or "unknown"), str(model.get("sha256") or "")
-    family = _LEARNED.get(str(model.get("family") or ""))
-    learned = f", {family} {cite(_PAPER)}" if family else ""
+    kind = _learned(model)
+    learned = f", {kind} {cite(_PAPER)}" if kind else ""
     mpp = model.get("mpp")
     at = f", at {mpp:g} µm/px" if isinstance(mpp, int | float) else ""
     hashed = f" (SHA-256 {sha[:12]}…)" if sha else ""
     return f"'{name}'{hashed}{learned}{at}"
+
+
+def _area(counts_all: Collection[bool]) -> str:
+    """Return the area that densities refer to."""
+    if True not in counts_all:
+        return "the analysed area"
+    if False not in counts_all:
+        return "the area of the annotation"
+    return (
+        "the analysed area, and in images with nuclei of other programs to the area of the "
+        "annotation"
+    )
+
+
+def _learned(model: Mapping[str, Any]) -> str:
+    """Return what kind of network a model is, and what it learned from; empty if unknown."""
+    if model.get("family") == "attention":
+        return _ATTENTION
+    if model.get("family") != "student":
+        return ""
+    labels = model.get("labels")
+    if labels == NO_LABELS:
+        return "a network that was trained without outlined nuclei, on pseudo-labels"
+    # Records of earlier runs, and some models, do not state it.
+    drawn = " and on outlined nuclei" if labels and labels != LABELS_NOT_STATED else ""
+    return f"a network that was trained on pseudo-labels{drawn}"
 
 
 def _images(by_type: Mapping[str | None, int]) -> str:

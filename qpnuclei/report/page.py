@@ -290,6 +290,7 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
     otherwise = sum(image.otherwise for image in shown)
     used = [(run, {i for i, image in enumerate(shown) if run in image.runs}) for run in runs]
     filters = Counter((f.least, f.classes) for image in shown for f in image.filters)
+    counts_all = {image.counts_all for image in shown if image.row["nuclei"] is not None}
     text, references = methods(
         used,
         unrecorded,
@@ -300,6 +301,7 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
         stained,
         otherwise,
         filters,
+        counts_all,
     )
     models = dict.fromkeys(str(m.get("name") or "unknown") for run in runs for m in run.models)
     return {"methods": text, "references": references, "models": list(models)}

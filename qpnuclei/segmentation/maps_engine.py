@@ -198,6 +198,7 @@ def _spec(metadata: ModelMetadata, geometry: NetworkGeometry, sha256: str) -> En
         needs_colour=metadata.colour.method != "none",
         details={
             "family": metadata.family,
+            "labels": metadata.data.get("labels"),
             "post_processing": as_json(metadata.post_processing),
         },
     )

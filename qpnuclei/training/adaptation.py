@@ -23,7 +23,7 @@ from skimage.segmentation import find_boundaries
 
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
-from qpnuclei.models.metadata import ModelMetadata, model_hash, read_metadata
+from qpnuclei.models.metadata import NO_LABELS, ModelMetadata, model_hash, read_metadata
 from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, resolve_model
 from qpnuclei.report.pictures import PALETTE
 from qpnuclei.segmentation.postprocess import segment_instances
@@ -35,6 +35,7 @@ from qpnuclei.system.files import write_atomically
 from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import Source
+from qpnuclei.training.student.corrections import drawn_nuclei
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import blur
 from qpnuclei.training.student.recipe import ARCHITECTURE, StudentRecipe, student_recipe
@@ -345,12 +346,15 @@ def _write(
         "doubts": adaptation.doubts,
     }
     write_atomically(folder / CHANGES_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    drawn, before = now.data.get("corrections"), was.data.get("labels", NO_LABELS)
     card = _CARD.render(
         was=was,
         now=now,
         start_sha256=model_hash(start),
         batches=number_of(sum(recipe.batches_of_rounds), "batch", "batches"),
         rounds=recipe.rounds,
+        drawn=drawn and drawn_nuclei(**drawn),
+        inherited="" if before == NO_LABELS else before,
         **content,
     )
     write_atomically(folder / CARD_FILE, card.encode())

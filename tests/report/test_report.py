@@ -301,6 +301,37 @@ def test_the_methods_name_the_filter_of_nuclei_that_are_still_there(
     assert "Afterwards" not in text()
 
 
+@pytest.mark.parametrize(
+    ("labels", "learned"),
+    [
+        ({"labels": "none"}, "that was trained without outlined nuclei, on pseudo-labels"),
+        ({"labels": "9 nuclei drawn in 1 box"}, "trained on pseudo-labels and on outlined nuclei"),
+        ({}, "that was trained on pseudo-labels"),  # a record of an earlier run
+        ({"labels": "not stated"}, "that was trained on pseudo-labels"),
+    ],
+)
+def test_the_methods_say_whether_a_model_learned_from_outlined_nuclei(
+    tmp_path: Path, labels: dict[str, str], learned: str
+) -> None:
+    run = Run(tmp_path / "run.json", {"models": [{"name": "a", "family": "student", **labels}]})
+    text, _ = methods([run], 0, {}, 1, 0, [], stained=False)
+    assert f"{learned} [1]." in text
+
+
+def test_the_methods_say_which_area_densities_refer_to(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run.json", {"models": [{"name": "a"}]})
+
+    def text(runs: list[Run], *counts_all: bool) -> str:
+        return methods(runs, 0, {}, 1, 0, [], stained=False, counts_all=set(counts_all))[0]
+
+    assert "densities refer to the analysed area." in text([run], False)
+    assert "densities refer to the area of the annotation." in text([], True)
+    assert (
+        "densities refer to the analysed area, and in images with nuclei of other programs to the "
+        "area of the annotation."
+    ) in text([run], True, False)
+
+
 def test_it_says_what_was_run_and_how_to_cite_it(made: Made) -> None:
     record = json.loads((made.path.parent / "run.json").read_text())
     text = " ".join(made.page.text.split())

@@ -18,12 +18,14 @@ from qpnuclei.evaluation.boxes import read_boxes, read_corrected
 from qpnuclei.models.metadata import read_metadata
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from qpnuclei.segmentation.engine import engine_spec
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.adaptation import CARD_FILE, adapt
 from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.batches import TrainingExample, random_batch
 from qpnuclei.training.student.corrections import correction_examples, digest, read_corrections
 from qpnuclei.training.student.recipe import student_recipe
+from qpnuclei.training.student.rounds import train_student
 from tests.training.student.test_rounds import TINY
 from tests.training.student.tissue import tissue
 from tests.training.test_adaptation import SHORT, project, start
@@ -133,6 +135,33 @@ def test_what_is_drawn_is_learned(drawn: Path, start: Path, tmp_path: Path) -> N
     assert "no label of any of them was read" in cards[0]
     assert "; with 1 nucleus drawn in 1 box:" in cards[1]
     assert "without labels" not in cards[1]
+
+    # Whoever goes on from it, or is taught by it, has learned from the nuclei, too.
+    child = adapt(
+        find_sources([drawn]),
+        tmp_path / "child",
+        model=str(made[1]),
+        settings={**SHORT, "vote_share": 1.0},
+        device=CPU,
+    )
+    own_labels = ("vote_share", "min_probability")
+    fields = {name: value for name, value in TINY.items() if name not in own_labels}
+    taught = train_student(
+        {**fields, "rounds": 1, "max_enlargement": 2.2, "teacher": str(made[1])},
+        find_sources([drawn]),
+        tmp_path / "taught",
+        device=CPU,
+    )
+    for model in (child.training.model, taught.model):
+        assert model is not None
+        data = read_metadata(model).data
+        assert data["labels"] == "1 nucleus drawn in 1 box"
+        assert "corrections" not in data
+        assert engine_spec(str(model)).details["labels"] == "1 nucleus drawn in 1 box"
+    card = (tmp_path / "child" / CARD_FILE).read_text(encoding="utf-8")
+    assert "no label of any of them was read" in card
+    assert "The model it started from had learned from 1 nucleus drawn in 1 box." in card
+    assert "that needs labels that it did not learn from" in card
 
 
 def test_the_command(drawn: Path, start: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hashlib import blake2b
 import cv2
 import numpy as np
 
+from qpnuclei.errors import number_of
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.scoring import image_mpp
 from qpnuclei.slides.pixels import RGB
@@ -72,6 +73,17 @@ def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correc
             )
         )
     return made
+
+
+def drawn_nuclei(nuclei: int, boxes: int) -> str:
+    """Return the statement in a model's metadata and card that it learned from drawn nuclei.
+
+    Examples
+    --------
+    >>> drawn_nuclei(12, 1)
+    '12 nuclei drawn in 1 box'
+    """
+    return f"{number_of(nuclei, 'nucleus')} drawn in {number_of(boxes, 'box')}"
 
 
 def digest(corrections: Iterable[Correction]) -> str:

@@ -25,7 +25,14 @@ from qpnuclei.errors import TrainingError, UsageError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.tuning import LabelledImage, read_validation, validation_digest
 from qpnuclei.models.checkpoint import save_model
-from qpnuclei.models.metadata import ModelMetadata, PostProcessing, model_hash, read_metadata
+from qpnuclei.models.metadata import (
+    LABELS_NOT_STATED,
+    NO_LABELS,
+    ModelMetadata,
+    PostProcessing,
+    model_hash,
+    read_metadata,
+)
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.predictor import Predictor
@@ -48,6 +55,7 @@ from qpnuclei.training.student.corrections import (
     Correction,
     correction_examples,
     digest,
+    drawn_nuclei,
     read_corrections,
 )
 from qpnuclei.training.student.distillation import Distillation
@@ -195,11 +203,18 @@ def train_student(
         device=device,
         callbacks=callbacks,
         progress=Progress() if state is None else state.progress,
+        inherited_labels=_labels_of([recipe.teacher, recipe.start, *recipe.labellers]),
         student=network,
         start=start,
         unfinished=unfinished,
     )
     return run.train()
+
+
+def _labels_of(models: Sequence[str | None]) -> list[str]:
+    """Return what labels each of some models learned from, by their metadata."""
+    paths = {model_hash(path): path for path in (resolve_model(m) for m in models if m)}
+    return [str(read_metadata(p).data.get("labels", LABELS_NOT_STATED)) for p in paths.values()]
 
 
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,6 +237,7 @@ class _Run:
     device: torch.device
     callbacks: TrainingCallbacks
     progress: Progress
+    inherited_labels: Sequence[str]  # of each model that it learns from
     student: StudentNet  # of the last finished round; before the first round, its initial weights
 
     start: tuple[StudentNet, ModelMetadata] | None = None  # model that round 1 starts from
@@ -383,14 +399,17 @@ class _Run:
         )
 
     def _labels(self) -> dict[str, Any]:
-        """Return the entries on labels for the metadata."""
+        """Return the entries on labels for the metadata.
+
+        Whoever learns from a model that learned from drawn nuclei has learned from them, too.
+        """
+        inherited = [labels for labels in self.inherited_labels if labels != NO_LABELS]
         if not self.corrections:
-            return {"labels": "none"}
-        nuclei = sum(correction.nuclei for correction in self.corrections)
+            return {"labels": "; ".join(inherited) or NO_LABELS}
+        nuclei, boxes = sum(c.nuclei for c in self.corrections), len(self.corrections)
         return {
-            "labels": f"{number_of(nuclei, 'nucleus')} drawn in "
-            f"{number_of(len(self.corrections), 'box')}",
-            "corrections": {"boxes": len(self.corrections), "nuclei": nuclei},
+            "labels": "; ".join([drawn_nuclei(nuclei, boxes), *inherited]),
+            "corrections": {"boxes": boxes, "nuclei": nuclei},
         }
 
     def _patches(self) -> Iterator[RGB]:
