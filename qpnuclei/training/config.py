@@ -33,6 +33,12 @@ MOST_CHANNELS = 1024
 _Dilations = Annotated[
     tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1, max_length=MOST_PARTS)
 ]
+# Every float has limits far beyond what trains, so that infinite ones, NaN and those that overflow
+# are refused.
+LossWeight = Annotated[float, Meta(ge=0, le=1000)]
+LearningRate = Annotated[float, Meta(gt=0, le=1000)]
+GradientNorm = Annotated[float, Meta(gt=0, le=1e6)]
+
 _Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 #: Networks narrower than this are meant for two cores and a few minutes; fields that a recipe
@@ -89,7 +95,7 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     #: Colour transfer, by the statistics of each slide.
     colour: Literal["reinhard", "none"] = "reinhard"
     #: Standard deviation of the factors on the HED concentrations.
-    hed_jitter: Annotated[float, Meta(ge=0)] = 0.03
+    hed_jitter: Annotated[float, Meta(ge=0, le=1)] = 0.03
 
     #: Channels of F.
     width: Annotated[int, Meta(ge=1, le=MOST_CHANNELS)] = 64
@@ -114,14 +120,14 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     scale_weights: Literal["imagenet", "scratch"] = "imagenet"
 
     #: Of equation 3.
-    smoothness_weight: Annotated[float, Meta(ge=0)] = 1.0
+    smoothness_weight: LossWeight = 1.0
     #: Of equation 4.
-    equivariance_weight: Annotated[float, Meta(ge=0)] = 1.0
+    equivariance_weight: LossWeight = 1.0
     #: Of the finest scale at half size (the authors' code, not the paper); after several starts, 1
     #: for width below 32.
-    scale_equivariance_weight: Annotated[float, Meta(ge=0)] = 0.0
+    scale_equivariance_weight: LossWeight = 0.0
     #: Of the haematoxylin anchor (ours).
-    anchor_weight: Annotated[float, Meta(ge=0)] = 0.0
+    anchor_weight: LossWeight = 0.0
     #: Share of the pixels that the anchor holds (ours).
     anchor_eta: Annotated[float, Meta(gt=0, lt=1)] = 0.2
 
@@ -131,18 +137,18 @@ class AttentionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     #: 4 for width below 32.
     epochs: Annotated[int, Meta(ge=1)] = 60
     #: Of F; 1e-3 for width below 32.
-    learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
+    learning_rate: LearningRate = 2e-4
     #: Of G.
-    scale_learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
+    scale_learning_rate: LearningRate = 2e-4
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
-    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
+    weight_decay: LossWeight = 1e-4
     #: Epochs after which the rate drops; 0, after the starts, for width below 32 (1 if there is one
     #: start).
     lr_steps: tuple[int, ...] = (300, 600)
     #: By how much it drops; 0.2 for width below 32.
     lr_factor: Annotated[float, Meta(gt=0, le=1)] = 0.1
     #: Largest norm of the gradient.
-    gradient_clip: Annotated[float, Meta(gt=0)] | None = None
+    gradient_clip: GradientNorm | None = None
     #: Of the running mean of F's weights that is measured and saved (ours, after Tarvainen and
     #: Valpola, see Learner); 0 saves the weights themselves; 0.98 for width below 32.
     average_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.0

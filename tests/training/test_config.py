@@ -1,17 +1,26 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from msgspec import Struct, structs
 
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.system.checked import as_json
 from qpnuclei.training.attention.learner import Learner
 from qpnuclei.training.attention.losses import TRANSFORMS
-from qpnuclei.training.config import attention_recipe, read_recipe, recipe_names
-from qpnuclei.training.student.recipe import student_recipe
+from qpnuclei.training.config import (
+    AttentionRecipe,
+    attention_recipe,
+    read_recipe,
+    recipe_names,
+    validated,
+)
+from qpnuclei.training.student.recipe import StudentRecipe, student_recipe
 from qpnuclei.training.train import check_recipe
 
 PAPER = {"name": "t", "origin": "paper"}
@@ -250,3 +259,35 @@ def test_an_error_stays_short_however_much_it_could_quote(tmp_path: Path) -> Non
 def test_a_field_that_decides_others_must_be_an_integer(field: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"'{field}' is .*: expected an integer"):
         attention_recipe(PAPER | {field: value})
+
+
+def float_fields() -> list[tuple[type[Struct], str, bool]]:
+    """Return recipe, name and whether it has several of each field that holds floats."""
+    found = []
+    for recipe in (StudentRecipe, AttentionRecipe):
+        hints = get_type_hints(recipe)
+        for field in structs.fields(recipe):
+            parts = [hints[field.name], *get_args(hints[field.name])]
+            if float in parts:
+                found.append((recipe, field.name, get_origin(hints[field.name]) is tuple))
+    return found
+
+
+def test_the_fields_that_hold_floats_are_found() -> None:
+    found = {(recipe, name): several for recipe, name, several in float_fields()}
+    assert len(found) > 35
+    assert found[StudentRecipe, "max_area_um2"] is False
+    assert found[StudentRecipe, "label_scales"] is found[AttentionRecipe, "betas"] is True
+    assert (AttentionRecipe, "gradient_clip") in found  # or None
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e308])
+@pytest.mark.parametrize(("recipe", "name", "several"), float_fields())
+def test_no_float_of_a_recipe_is_infinite_or_overflows(
+    recipe: type[Struct], name: str, several: bool, value: float
+) -> None:
+    fields: dict[str, object] = {"name": "any", name: [value, value] if several else value}
+    if recipe is AttentionRecipe:
+        fields["origin"] = "ours"
+    with pytest.raises(UsageError, match=name):
+        validated(recipe, fields)

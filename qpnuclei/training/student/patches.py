@@ -83,12 +83,13 @@ def sample_slides(
     on_source : callable
         Called with the number of sources looked at.
     warns : bool
-        Whether to log a warning for each whole slide without tissue.
+        Whether to log a warning for each source of which nothing is drawn.
 
     Returns
     -------
     list of SlideSample
-        Those sources of which a patch was drawn: none of whole slides without tissue.
+        Those sources of which a patch was drawn: no whole slides without tissue, and no images of
+        less than a pixel at `mpp`.
 
     Raises
     ------
@@ -106,17 +107,16 @@ def sample_slides(
         if source.is_patch and source.roi is None:
             width, height = int(source.width / downsample[0]), int(source.height / downsample[1])
             windows = _equal_parts(width, height, patch_px)
+            reason = f"it is less than a pixel at {mpp:g} µm/px"
         else:
             index = tissue_tiles(
                 [source], [mpp], patch_px, min_tissue, max_enlargement=max_enlargement
             )
-            if len(index) == 0 and warns:
-                _log.warning(
-                    "%s is left out: no part of %d px at %g µm/px is %.0f %% tissue",
-                    *(source.name, patch_px, mpp, 100 * min_tissue),
-                )
+            reason = f"no part of {patch_px} px at {mpp:g} µm/px is {100 * min_tissue:.0f} % tissue"
             chosen = rng.permutation(len(index))[:patches_per_slide]
             windows = [(int(index.x[i]), int(index.y[i]), patch_px, patch_px) for i in chosen]
+        if not windows and warns:
+            _log.warning("%s is left out: %s", source.name, reason)
         candidates += [(source, window) for window in windows]
     on_source(len(sources))
     if len(candidates) > max_patches:
@@ -153,7 +153,9 @@ def _read(source: Source, windows: Sequence[_Window], mpp: float) -> SlideSample
 
 
 def _equal_parts(width: int, height: int, size: int) -> list[_Window]:
-    """Windows that divide an image, each of about `size`."""
+    """Windows that divide an image, each of about `size`; none of an image without pixels."""
+    if min(width, height) == 0:
+        return []
     x, y = (
         np.linspace(0, extent, max(1, round(extent / size)) + 1).round().astype(int)
         for extent in (width, height)

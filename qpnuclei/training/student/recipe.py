@@ -11,7 +11,13 @@ from qpnuclei.errors import UsageError
 from qpnuclei.models.metadata import Decoder, ModelMpp, ModelName
 from qpnuclei.models.student_layout import student_layout
 from qpnuclei.system.checked import as_json
-from qpnuclei.training.config import MOST_CHANNELS, validated
+from qpnuclei.training.config import (
+    MOST_CHANNELS,
+    GradientNorm,
+    LearningRate,
+    LossWeight,
+    validated,
+)
 from qpnuclei.training.tile_index import MAX_ENLARGEMENT
 
 #: Fields that are arguments of `StudentNet`, with the same defaults.
@@ -38,6 +44,10 @@ _OF_SELF_TRAINING = {
 }
 
 
+#: A square millimetre; in px of the finest resolution of a model it is still an integer of OpenCV.
+_LARGEST_UM2 = 1e6
+
+
 class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to train a student. Sizes in px are at `mpp`, and were chosen at 0.25 µm/px."""
 
@@ -60,7 +70,7 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     #: Patches with less tissue are not taken.
     min_tissue: Annotated[float, Meta(ge=0, le=1)] = 0.7
     #: Images coarser than so many `mpp` are refused.
-    max_enlargement: Annotated[float, Meta(ge=1)] = MAX_ENLARGEMENT
+    max_enlargement: Annotated[float, Meta(ge=1, le=100)] = MAX_ENLARGEMENT
 
     #: Channels of the finest level.
     base_channels: Annotated[int, Meta(ge=4, le=MOST_CHANNELS)] = 24
@@ -112,15 +122,15 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     #: Side of the crops, a multiple of the stride.
     crop_px: Annotated[int, Meta(ge=64)] = 192
     #: Of the first round.
-    learning_rate: Annotated[float, Meta(gt=0)] = 2e-3
+    learning_rate: LearningRate = 2e-3
     #: Of the later rounds, which continue from the first.
-    later_learning_rate: Annotated[float, Meta(gt=0)] = 1.5e-3
-    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
-    gradient_clip: Annotated[float, Meta(gt=0)] = 5.0
+    later_learning_rate: LearningRate = 1.5e-3
+    weight_decay: LossWeight = 1e-4
+    gradient_clip: GradientNorm = 5.0
     #: The student kept is this average.
     ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.998
-    centre_loss_weight: Annotated[float, Meta(ge=0)] = 4.0
-    dice_loss_weight: Annotated[float, Meta(ge=0)] = 0.5
+    centre_loss_weight: LossWeight = 4.0
+    dice_loss_weight: LossWeight = 0.5
 
     #: Share of the crops in the colours of a far-off laboratory.
     strong_colours: Annotated[float, Meta(ge=0, le=1)] = 0.6
@@ -132,21 +142,21 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     #: Of a nucleus that is trusted.
     min_solidity: Annotated[float, Meta(ge=0, le=1)] = 0.9
     #: Of a nucleus that is trusted.
-    min_area_um2: Annotated[float, Meta(ge=0)] = 7.5
+    min_area_um2: Annotated[float, Meta(ge=0, le=_LARGEST_UM2)] = 7.5
     #: Of a nucleus that is trusted.
-    max_area_um2: Annotated[float, Meta(gt=0)] = 310.0
+    max_area_um2: Annotated[float, Meta(gt=0, le=_LARGEST_UM2)] = 310.0
     #: Mean over a nucleus that is trusted, in the later rounds.
     min_probability: Annotated[float, Meta(ge=0, le=1)] = 0.7
     #: Holes in what may be a nucleus are filled up to this area.
-    max_hole_um2: Annotated[float, Meta(ge=0)] = 12.5
+    max_hole_um2: Annotated[float, Meta(ge=0, le=_LARGEST_UM2)] = 12.5
     #: Background is trusted where nuclei are less probable.
     max_background: Annotated[float, Meta(ge=0, le=1)] = 0.3
     #: Repainted versions of each patch, beside the original.
     renditions: Annotated[int, Meta(ge=0)] = 3
     #: Nuclei pasted into each of these (150 in 1000x1000 px).
-    pastes_per_mm2: Annotated[float, Meta(ge=0)] = 2400.0
+    pastes_per_mm2: Annotated[float, Meta(ge=0, le=1e6)] = 2400.0
     #: Of pixels between nuclei that touch, elsewhere it is 1.
-    seam_weight: Annotated[float, Meta(ge=1)] = 3.0
+    seam_weight: Annotated[float, Meta(ge=1, le=1000)] = 3.0
     #: Of the nuclei in them.
     repainted_share: Annotated[float, Meta(ge=0, le=1)] = 0.6
 

@@ -1,5 +1,6 @@
 import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -431,13 +432,16 @@ def test_slides_without_tissue_are_left_out(tmp_path, caplog):
     assert "min_tissue" in refused.value.hint
 
     Image.fromarray(tissue(0)[0]).save(folder / "good.png")
+    Image.fromarray(tissue(1)[0][:, :4]).save(folder / "speck.png")
     caplog.clear()
     fields = {**TINY, "rounds": 1, "first_round_batches": 1}
     sources = find_sources([folder], mpp=[0.25])
+    sources = [replace(s, mpp=(0.06, 0.06)) if s.name == "speck.png" else s for s in sources]
     result = train_student(fields, sources, tmp_path / "run", device=CPU)
 
     assert read_metadata(result.model).data["images"] == ["good.png"]
-    assert "blank.png is left out" in caplog.text
+    assert "blank.png is left out: no part of 1024 px at 0.25 µm/px is 70 % tissue" in caplog.text
+    assert "speck.png is left out: it is less than a pixel at 0.25 µm/px" in caplog.text
 
 
 def test_nothing_that_looks_like_a_nucleus_is_an_error(tmp_path):
