@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ from qpnuclei.segmentation.engine import (
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.slide import Ends
 from qpnuclei.system.files import check_file_target, resolved
 from qpnuclei.system.versions import versions
 
@@ -151,10 +151,10 @@ def evaluate_model(
                 "leave --tune out, or name a model of qpnuclei",
             )
 
-        def find(rgb: RGB, mpp: float) -> NucleiTable:
+        def find(rgb: RGB, mpp: float, ends: Ends) -> NucleiTable:
             """Find nuclei as a run does: the pixel size selects the default model's network."""
             model = network_for(str(options.model), mpp, options.speed)
-            return segment(engines[model], rgb, mpp)
+            return segment(engines[model], rgb, mpp, ends=ends)
 
         result = _measure(name, find, images, options, progress)
         baseline = _measure(
@@ -164,9 +164,10 @@ def evaluate_model(
         if to_tune is not None:
             parameters = _tune(to_tune.predictor, images, options, progress)
             engine = tuned = to_tune.with_post_processing(parameters)
+            engines[models[0]] = tuned  # the only one
             others.append(result)
             name = f"{name}, tuned"
-            result = _measure(name, partial(segment, engine), images, options, progress)
+            result = _measure(name, find, images, options, progress)
             notes += _tuning_notes(name, parameters)
             if options.write_model is not None:
                 try:

@@ -17,10 +17,11 @@ from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.metrics import Scores, mean_of_known, mean_scores, score
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
-from qpnuclei.slides.slide import open_slide
+from qpnuclei.slides.slide import Ends, open_slide
 
-#: Finds the nuclei of an (H, W, 3) uint8 image, given its µm/px; returns them in px of the image.
-Finder = Callable[[npt.NDArray[np.uint8], float], NucleiTable]
+#: Finds the nuclei of an (H, W, 3) uint8 image, given its µm/px and where it ends with its slide;
+#: returns them in px of the image.
+Finder = Callable[[npt.NDArray[np.uint8], float, Ends], NucleiTable]
 
 #: Names of all scores of an image.
 SCORES = tuple(f.name for f in fields(Scores))
@@ -154,7 +155,7 @@ def score_images(
         Name of the method in the report.
     find : callable
         For example `qpnuclei.pipeline.image.segment` with an engine, which resamples, tiles and
-        segments as ``qpnuclei run`` does, except at the border of the image.
+        segments as ``qpnuclei run`` does, except at the border of an image of a data set.
     images : sequence of AnnotatedImage
     mpp : float, optional
         µm/px of all images; overrides data set and files.
@@ -172,7 +173,7 @@ def score_images(
     for image in images:
         true_mpp = image_mpp(image, mpp)
         rgb, true = image.read()
-        nuclei = image.counted(find(rgb, true_mpp))
+        nuclei = image.counted(find(rgb, true_mpp, image.ends))
         predicted = label_map(nuclei.polygons(), true.shape)
         result = ScoredImage(
             image, true_mpp, nuclei, score(true, predicted), classify(true, predicted).counts()

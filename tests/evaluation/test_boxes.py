@@ -231,11 +231,23 @@ def test_evaluate_a_project(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5])
-def test_a_model_predicts_what_its_run_wrote(tmp_path: Path, mpp: float) -> None:
-    """Also in a box that begins between the cells of its network."""
-    rgb = np.tile(painted(3)[0], (6, 6, 1))[:700, :700]
+@pytest.mark.parametrize(
+    "box",
+    [
+        shapely.box(433, 389, 611, 640),  # it begins between the cells of the network
+        shapely.box(0, 0, 300, 250),
+        shapely.box(400, 450, 700, 700),
+        shapely.box(0, 0, 700, 700),
+    ],
+    ids=["inside", "first corner", "last corner", "whole slide"],
+)
+def test_a_model_predicts_what_its_run_wrote(
+    tmp_path: Path, mpp: float, box: shapely.Geometry
+) -> None:
+    """Also at the edge of the slide, which is white beyond, and not reflected."""
+    rgb = np.tile(painted(3)[0], (6, 6, 1))[:699, :699]
     project = project_of(tmp_path, rgb, mpp)
-    draw(project, [("Box", shapely.box(433, 389, 611, 640))])
+    draw(project, [("Box", box)])
     options = qpnuclei.RunOptions(qpnuclei.Selection(tissue=True), device="cpu")
     assert qpnuclei.run(project, options).failures == []
     report = qpnuclei.evaluate(project.path, roi="Box", truth_class="Nucleus", device="cpu")

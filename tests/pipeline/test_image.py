@@ -79,6 +79,8 @@ def test_beyond_the_image_a_run_sees_white_and_segment_its_reflection(tmp_path: 
     run(project, options)
     written = list(image.read().detections.geometries)
     alone = list(segment(engine, rgb, 0.25).polygons())
+    ended = list(segment(engine, rgb, 0.25, ends=(True, True, True, True)).polygons())
+    assert are_same(written, ended)
     margin = 8 * engine.spec.stride
     on_white = np.pad(rgb, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
     framed = [

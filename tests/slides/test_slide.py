@@ -1,5 +1,6 @@
 """Opening slides of many kinds, and reading regions of them."""
 
+import math
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qpnuclei.errors import NotFoundError, SlideError
-from qpnuclei.slides.slide import Slide, open_slide
+from qpnuclei.slides.slide import ImageInMemory, Slide, open_slide
 from tests.paths import SHARED
 from tests.slides.pictures import picture, reduced, write_pyramid
 
@@ -48,6 +49,30 @@ def test_full_resolution_is_the_file(pyramid):
     full, path = pyramid
     with open_slide(path) as slide:
         np.testing.assert_array_equal(slide.read(17, 33, 200, 100), full[33:133, 17:217])
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (1.7, 3.1), (0.5, 0.5)])
+def test_an_image_in_memory_is_white_where_its_slide_ends_and_reflected_elsewhere(tmp_path, scale):
+    full = picture(91, 73)
+    Image.fromarray(full).save(tmp_path / "slide.png")
+
+    def of_slide(x, y, width, height):
+        with open_slide(tmp_path / "slide.png") as slide:
+            return slide.read(x, y, width, height, scale)
+
+    whole = ImageInMemory(full, (0.5, 0.5), (True, True, True, True))
+    region = (-30, -20, 300, 250)
+    np.testing.assert_array_equal(whole.read(*region, scale), of_slide(*region))
+
+    left_and_bottom = ImageInMemory(full, (0.5, 0.5), (True, False, False, True))
+    reflected = ImageInMemory(full, (0.5, 0.5))
+    width, height = (math.ceil(side / s) for side, s in zip((91, 73), scale, strict=True))
+    found = left_and_bottom.read(-9, -8, width + 18, height + 16, scale)
+    mirrored = reflected.read(0, -8, width + 9, height + 8, scale)
+    np.testing.assert_array_equal(found[: height + 8, 9:], mirrored)
+    np.testing.assert_array_equal(mirrored[8:16, :width][::-1], mirrored[:8, :width])
+    assert (found[:, :9] == 255).all()
+    assert (found[height + 8 :] == 255).all()
 
 
 def test_beyond_the_slide_is_white(pyramid):
