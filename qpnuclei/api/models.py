@@ -252,4 +252,4 @@ def evaluate(
         truth_classes=listed(truth_class),
         mpp=chosen.mpp,
     )
-    return evaluate_model(read.images, {**read.described, "limit": None}, chosen, notes=read.notes)
+    return evaluate_model(read.images, read.described, chosen, notes=read.notes)

@@ -121,7 +121,9 @@ def evaluate(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", callback=within(1, None, "images"), help="Only the first N images."
+            "--limit",
+            callback=within(1, None, "images"),
+            help="Only the first N images, or boxes of a project.",
         ),
     ] = None,
     tune: Annotated[
@@ -189,6 +191,7 @@ def evaluate(
         images=image or (),
         mpp=mpp,
         image_root=image_root,
+        limit=limit,
     )
 
     from rich.text import Text
@@ -208,7 +211,6 @@ def evaluate(
     )
     for note in read.notes[:1]:  # the report has all of them
         print_status(note)
-    described = {**read.described, "limit": limit}
     with progress_bar(quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -217,7 +219,7 @@ def evaluate(
                 tasks[stage] = bar.add_task(stage, total=total, note="")
             bar.update(tasks[stage], completed=done, total=total, note=note)
 
-        report = evaluate_model(read.images[:limit], described, options, progress, read.notes)
+        report = evaluate_model(read.images, read.described, options, progress, read.notes)
     # First the files: standard output may fail, for example if its reader has gone.
     try:
         write_report(report, output, evaluation_page(report, pictures))

@@ -186,6 +186,7 @@ def read_boxes(
     images: Sequence[str] = (),
     mpp: float | None = None,
     image_root: Path | None = None,
+    limit: int | None = None,
 ) -> Drawn:
     """Read the nuclei that were drawn in boxes of a project.
 
@@ -205,6 +206,8 @@ def read_boxes(
         µm per level-0 px of all images.
     image_root : Path, optional
         Folder to search for the slides of a project that was moved.
+    limit : int, optional
+        Only the first boxes, up to this number; images of which none is among them are not read.
 
     Raises
     ------
@@ -228,8 +231,11 @@ def read_boxes(
     ours = corrected = left_out = 0
     entries = match_images(project, images)
     for entry in entries:
+        left = None if limit is None else limit - len(boxes)
+        if left == 0:
+            break
         objects = entry.read()
-        areas = [a for a in objects.annotations if a.class_name in roi and a.is_area]
+        areas = [a for a in objects.annotations if a.class_name in roi and a.is_area][:left]
         if not areas:
             continue
         nuclei = _drawn(objects, classes, roi)

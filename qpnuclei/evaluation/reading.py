@@ -36,6 +36,7 @@ def read_annotated(
     images: Sequence[str] = (),
     mpp: float | None = None,
     image_root: Path | None = None,
+    limit: int | None = None,
 ) -> AnnotatedSet:
     """Find annotated images, in a data set or in a project.
 
@@ -43,7 +44,10 @@ def read_annotated(
     ----------
     path : Path
         A folder for `qpnuclei.evaluation.formats.read_dataset`, or a project for
-        `qpnuclei.evaluation.boxes.read_boxes`. The other parameters are described there.
+        `qpnuclei.evaluation.boxes.read_boxes`. Most other parameters are described there.
+    limit : int, optional
+        Only the first images of a data set, or boxes of a project, up to this number. The others
+        are not read, and have no part in the description and the remarks.
 
     Raises
     ------
@@ -65,8 +69,16 @@ def read_annotated(
                 raise UsageError(
                     f"{option} is for data sets, and {path} is a project", "leave it out"
                 )
-        drawn = read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
-        described = {"path": str(path), "format": "project", "split": None, **drawn.described}
+        drawn = read_boxes(
+            path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root, limit=limit
+        )
+        described = {
+            "path": str(path),
+            "format": "project",
+            "split": None,
+            "limit": limit,
+            **drawn.described,
+        }
         return AnnotatedSet(drawn.images, described, drawn.notes)
     check_folder(path, "of an annotated data set")
     for option, values in (("--roi", roi), ("--image", images), ("--image-root", image_root)):
@@ -77,9 +89,9 @@ def read_annotated(
     found, annotated = read_dataset(
         path, layout, split, splits, components=components, truth_classes=truth_classes
     )
-    described = {"path": str(path), "format": found, "split": split}
+    described = {"path": str(path), "format": found, "split": split, "limit": limit}
     if components:
         described["components"] = True
     if truth_classes:
         described["truth_class"] = list(truth_classes)
-    return AnnotatedSet(annotated, described)
+    return AnnotatedSet(annotated[:limit], described)

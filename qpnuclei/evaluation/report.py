@@ -95,9 +95,14 @@ class Report:
         ]
         return rows
 
-    def _pooled(self) -> tuple[str, ...]:
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The sentences below the table: the count error of all images together, and the notes."""
         error = self.result.pooled_count_error
-        return () if math.isnan(error) else (f"Count error of all images together: {error:+.1%}.",)
+        pooled = (
+            () if math.isnan(error) else (f"Count error of all images together: {error:+.1%}.",)
+        )
+        return (*pooled, *self.notes)
 
     def to_markdown(self) -> str:
         """Return the table of means with their intervals, and one of the images."""
@@ -109,7 +114,7 @@ class Report:
             "",
             *_table(["method", *(heading for _, heading, _ in COLUMNS)], self.rows()),
             "",
-            *(f"- {note}" for note in (*self._pooled(), *self.notes)),
+            *(f"- {note}" for note in self.remarks),
             "",
             "## Annotated nuclei by kind of match",
             "",

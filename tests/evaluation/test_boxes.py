@@ -256,6 +256,32 @@ def test_a_model_predicts_what_its_run_wrote(
     assert report.result.mean["AJI"] > 0.999  # up to rounded outlines
 
 
+def test_a_limit_is_in_all_numbers_and_what_it_leaves_out_is_not_read(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(painted(3)[0]).save(tmp_path / name)
+    slides = [tmp_path / "a.png", tmp_path / "b.png"]
+    project = qpnuclei.create_project(tmp_path / "project", slides, mpp=0.25)
+    boxes = [("Box", shapely.box(0, 0, 60, 60)), ("Box", shapely.box(60, 60, 120, 120))]
+    draw(project, [*boxes, ("Nucleus", disc(30, 30)), ("Nucleus", disc(90, 90))])
+    (tmp_path / "b.png").unlink()
+    damaged = project.images[1].data_path
+    damaged.parent.mkdir(exist_ok=True)
+    damaged.write_bytes(b"not a data file")
+    with pytest.raises(QpnucleiError):
+        read_boxes(project.path, ["Box"])
+    assert len(read_boxes(project.path, ["Box"], limit=2).images) == 2
+
+    output = tmp_path / "report.json"
+    arguments = ["evaluate", str(project.path), "--roi", "Box", "--limit", "1", "-o", str(output)]
+    options = ["--method", "hematoxylin", "--quiet"]
+    result = CliRunner().invoke(app, [*arguments, *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    content = json.loads(output.read_text())
+    assert (content["dataset"]["boxes"], content["dataset"]["nuclei"]) == (1, 1)
+    assert (content["dataset"]["limit"], len(content["images"])) == (1, 1)
+    assert content["notes"][0] == "Truth: 1 nucleus of class Nucleus in 1 box of class Box."
+
+
 def test_the_surroundings_of_a_box_are_its_margin(tmp_path: Path) -> None:
     project = project_of(tmp_path, np.full((900, 900, 3), 230, np.uint8))
     draw(project, [("Box", shapely.box(500, 500, 700, 700)), ("Nucleus", disc(550, 550))])

@@ -90,6 +90,7 @@ def test_json_and_tables(images: list[AnnotatedImage]) -> None:
     assert "| difference to floor | +1.000 [+1.000, +1.000] |" in text
     assert "- Mind <this>." in text
     assert "- Count error of all images together: +0.0%." in text
+    assert "<li>Count error of all images together: +0.0%.</li>" in evaluation_page(made, 0)
     widths = {line.count("|") for line in text.split("## Images")[1].splitlines() if line}
     assert len(widths) == 1
 
