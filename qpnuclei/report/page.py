@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
@@ -19,6 +17,7 @@ from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import warn_of_missing_classes
 from qpnuclei.report.comparison import ImageSummary, annotations_of, comparison
 from qpnuclei.report.content import ImageContent, image_content
+from qpnuclei.report.image_pages import ImagePages
 from qpnuclei.report.methods import methods
 from qpnuclei.report.rendering import render, write_page
 from qpnuclei.report.runs import Run, images_of, read_run
@@ -63,7 +62,8 @@ def write_report(
     Parameters
     ----------
     path : Path
-        The page. With many images, their pages are in the folder ``<name>-images`` beside it.
+        The page. With many images, their pages are in the folder ``<name>-images`` beside it; pages
+        of a former report there are replaced, and removed if this report does not have them.
     runs : sequence of Run
         Runs on these images, newest first.
     progress : callable
@@ -107,8 +107,7 @@ class _Report:
         self._path = path
         self._runs = runs
         self._options = options
-        #: Where the pages of the images are, if each has its own.
-        self._folder = path.with_name(f"{path.stem}-images")
+        self._pages = ImagePages(path)
         self._is_divided = len(entries) > MOST_ON_A_PAGE
         self._shown: list[ImageSummary] = []
         self._sections: list[Markup] = []
@@ -163,23 +162,11 @@ class _Report:
         )
 
     def _place(self, number: int, entry: ImageEntry, section: Markup) -> str:
-        """Write the section of an image to its own page, or keep it; return the link to it."""
+        """Put the section of an image on its own page, or keep it; return the link to it."""
         if not self._is_divided:
             self._sections.append(section)
             return f"#image-{number}"
-        before, after = (
-            _page_name(n) if 1 <= n <= len(self._entries) else "" for n in (number - 1, number + 1)
-        )
-        page = render(
-            "image_page.html.j2",
-            title=entry.name,
-            section=section,
-            index=f"../{_quoted(self._path.name)}",
-            previous=before,
-            next=after,
-        )
-        write_page(self._folder / _page_name(number), page)
-        return f"{_quoted(self._folder.name)}/{_page_name(number)}"
+        return self._pages.add(number, entry.name, section)
 
     def write(self) -> None:
         """Write the page of all images."""
@@ -200,7 +187,9 @@ class _Report:
             **_methods(self._shown, runs),
             **table_values(),
         )
+        self._pages.finish()
         write_page(self._path, page)
+        self._pages.remove_others()
 
     def _problems(self, runs: Sequence[Run]) -> list[tuple[str, str]]:
         """Return the images that are not in the report, or not finished, and why."""
@@ -257,10 +246,6 @@ def check_page(path: Path) -> None:
     check_file_target(path)
 
 
-def _page_name(number: int) -> str:
-    return f"{number:04d}.html"
-
-
 def _kept(content: ImageContent, link: str, counts_all: bool) -> ImageSummary:
     return ImageSummary(
         name=content.name,
@@ -305,6 +290,3 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
     )
     models = dict.fromkeys(str(m.get("name") or "unknown") for run in runs for m in run.models)
     return {"methods": text, "references": references, "models": list(models)}
-
-
-_quoted = partial(jinja2.filters.do_urlencode)

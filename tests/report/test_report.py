@@ -548,6 +548,32 @@ def test_many_images_have_a_page_each(made: Made, tmp_path: Path) -> None:
     back = [v for t, n, v in second.attributes if (t, n) == ("a", "href")]
     assert back == ["0001.html", "../all%20images.html", "0003.html"]
 
+    # Every link leads to a page of this report, also beside the image that cannot be read.
+    pages = sorted((tmp_path / "all images-images").iterdir())
+    assert len(pages) == 499
+    assert links_of(pages[0]) == ["../all%20images.html", "0002.html"]
+    assert links_of(tmp_path / "all images-images/0006.html")[-1] == "0008.html"
+    assert links_of(tmp_path / "all images-images/0008.html")[0] == "0006.html"
+    assert links_of(pages[-1]) == ["0499.html", "../all%20images.html"]
+
+    # A smaller report has no pages of the larger one, and leaves everything else.
+    kept = {"0600.html": "of another index", "notes.html": pages[0].read_text()}
+    for name, text in kept.items():
+        (tmp_path / "all images-images" / name).write_text(text)
+    write_report(project, project.images[:25], path)
+    left = {page.name for page in (tmp_path / "all images-images").iterdir()}
+    assert left == {f"{n:04d}.html" for n in range(1, 26) if n != 7} | kept.keys()
+    assert links_of(tmp_path / "all images-images/0025.html") == [
+        "0024.html",
+        "../all%20images.html",
+    ]
+    write_report(project, project.images[:2], path)
+    assert {page.name for page in (tmp_path / "all images-images").iterdir()} == kept.keys()
+
+
+def links_of(page: Path) -> list[str]:
+    return [v for t, n, v in Page.of(page).attributes if (t, n) == ("a", "href")]
+
 
 def call(*arguments: object) -> tuple[int, str, BaseException | None]:
     result = CliRunner().invoke(app, [str(a) for a in arguments])
