@@ -314,7 +314,7 @@ def test_the_methods_say_whether_a_model_learned_from_outlined_nuclei(
     tmp_path: Path, labels: dict[str, str], learned: str
 ) -> None:
     run = Run(tmp_path / "run.json", {"models": [{"name": "a", "family": "student", **labels}]})
-    text, _ = methods([run], 0, {}, 1, 0, [], stained=False)
+    text, _ = methods([(run, {0})], 0, {}, 1, 0, [], stained=False)
     assert f"{learned} [1]." in text
 
 
@@ -322,7 +322,8 @@ def test_the_methods_say_which_area_densities_refer_to(tmp_path: Path) -> None:
     run = Run(tmp_path / "run.json", {"models": [{"name": "a"}]})
 
     def text(runs: list[Run], *counts_all: bool) -> str:
-        return methods(runs, 0, {}, 1, 0, [], stained=False, counts_all=set(counts_all))[0]
+        used = [(one, {0}) for one in runs]
+        return methods(used, 0, {}, 1, 0, [], stained=False, counts_all=set(counts_all))[0]
 
     assert "densities refer to the analysed area." in text([run], False)
     assert "densities refer to the area of the annotation." in text([], True)
