@@ -77,7 +77,7 @@ def run_slides(
         content, has_failures = _show_plan(inputs, asked, given, failed)
         return {**content, "unreadable": unread}, has_failures or bool(unread)
     with _locked(folder, given):
-        project = folder.project_of(inputs.slides, asked, failed)
+        project = folder.project_of([*inputs.new.values()], asked, failed)
     inputs.warn_of_kept_sizes(asked, project.images)
     changed = inputs.changed_pixel_sizes(asked)
     opened, entries, options = asked_for(project.path, given, mpp_by_image=changed)

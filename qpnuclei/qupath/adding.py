@@ -75,8 +75,9 @@ def add_slides(
         project = open_project(path)
         before = digest_of_file(path)
         content = project_file.read_project(path)
+        given = one_per_slide(slides, files_of(project.images))
         images, errors = describe_slides(
-            new_ones(project.images, slides), mpp, taken={entry.name for entry in project.images}
+            new_ones(project.images, given), mpp, taken={entry.name for entry in project.images}
         )
         for slide, error in errors:
             if failed is None:
@@ -116,9 +117,16 @@ def add_slides(
 
 
 def new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> list[Path]:
-    """Return the slides that are not yet among the images of a project, one file of each."""
-    known = files_of(images)
-    return [slide for slide in one_per_slide(slides, known) if slide not in known]
+    """Return the slides that are not yet among the images of a project.
+
+    Parameters
+    ----------
+    images : sequence of ImageEntry
+    slides : sequence of Path
+        One file of each slide; that of its image, if the project has one.
+    """
+    known = frozenset(files_of(images))
+    return [slide for slide in slides if slide not in known]
 
 
 def files_of(images: Sequence[ImageEntry]) -> list[Path]:

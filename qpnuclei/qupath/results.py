@@ -148,6 +148,7 @@ def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict
     images : sequence of ImageEntry
         Images of the project.
     slides : sequence of Path
+        One file of each slide, as for `qpnuclei.qupath.adding.new_ones`.
     """
     chosen = new_ones(images, slides)
     return dict(zip(names_of(chosen, {entry.name for entry in images}), chosen, strict=True))

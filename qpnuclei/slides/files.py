@@ -39,6 +39,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
         If a folder contains no slide, or only pictures that qpnuclei made are named.
     """
     found: list[Path] = []
+    without_pictures: set[Path] = set()
     for path in paths:
         if path.is_dir():
             inside = slides_in(path)
@@ -49,6 +50,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
                     f'named by a pattern: "{path / "**" / "*.svs"}"',
                 )
             found += inside
+            without_pictures.update(inside)
         elif path.exists() or not has_wildcards(str(path)):
             found.append(path)
         else:
@@ -56,12 +58,13 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
             if not matching:
                 raise NotFoundError(f"no file matches {path}", "check the pattern")
             found += [match for match in matching if match.is_file()]
-    pictures = [path for path in found if is_picture(path)]
-    if pictures and len(pictures) == len(found):
-        raise UsageError(f"{pictures[0]} is a picture that qpnuclei made", "name a slide")
-    for picture in pictures:
+    slides = [path for path in found if path in without_pictures or not is_picture(path)]
+    pictures = set(found) - set(slides)
+    if pictures and not slides:
+        raise UsageError(f"{found[0]} is a picture that qpnuclei made", "name a slide")
+    for picture in sorted(pictures):
         _log.warning("%s: left out, as it is a picture that qpnuclei made, not a slide", picture)
-    return one_spelling_each(path for path in found if path not in pictures)
+    return one_spelling_each(slides)
 
 
 def slides_in(folder: Path) -> list[Path]:
@@ -106,8 +109,8 @@ def slide_of_each(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Pat
     ----------
     paths : sequence of Path
     known : sequence of Path, optional
-        Files that stand for their slides already: if `paths` has another file of such a slide, the
-        known one is returned.
+        Files that stand for their slides already, also if several are of the same DICOM series. If
+        `paths` has another file of such a slide, the first known one is returned.
 
     Returns
     -------
@@ -115,21 +118,30 @@ def slide_of_each(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Pat
         As many as `paths`.
     """
     indexes = {resolved(part): path for path in (*known, *paths) for part in named_in_index(path)}
-    first: dict[str | Path, Path] = {}
-    for path in known:
-        first.setdefault(_slide_of(path), path)
+    standing = {resolved(path): path for path in reversed(known)}
+    first: dict[str, Path] | None = None
     kept: list[Path] = []
     for path in paths:
-        whole = indexes.get(resolved(path), path)
-        kept.append(first.setdefault(_slide_of(whole), whole))
+        whole, place = path, resolved(path)
+        if place not in standing and place in indexes:
+            whole = indexes[place]
+            place = resolved(whole)
+        if place not in standing:
+            series = series_of(whole)
+            if series is not None:
+                if first is None:  # only now, because this opens the known files
+                    first = _first_of_each_series(known)
+                whole = first.setdefault(series, whole)
+            standing[place] = whole
+        kept.append(standing[place])
         if kept[-1] != path:
             _log.info("%s: skipped, as it is part of the same slide as %s", path, kept[-1])
     return kept
 
 
-def _slide_of(path: Path) -> str | Path:
-    """Return what all files of a slide share: the ID of a DICOM series, or the file itself."""
-    return series_of(path) or resolved(path)
+def _first_of_each_series(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return the first file of each DICOM series."""
+    return {series: path for path in reversed(paths) if (series := series_of(path)) is not None}
 
 
 def named_in_index(path: Path) -> Iterator[Path]:
@@ -143,5 +155,5 @@ def named_in_index(path: Path) -> Iterator[Path]:
         return
     for line in lines:
         name = line.partition("=")[2].strip()
-        if name:
+        if name and "\0" not in name:  # of a damaged index
             yield path.absolute().parent / name

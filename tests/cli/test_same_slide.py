@@ -116,6 +116,26 @@ def test_a_pixel_size_means_a_slide_by_any_of_its_files(
     assert json.loads(qpnuclei(*other).stdout)["images"][0]["mpp"] == [0.24, 0.24]
 
 
+def test_a_pixel_size_means_the_image_that_is_named_of_two_of_one_series(
+    tmp_path: Path, painted: Image.Image, qpnuclei: Call
+) -> None:
+    # Such projects were made before the files of a series were one image.
+    for number in (1, 2):
+        (tmp_path / "dicom").mkdir(exist_ok=True)
+        path = tmp_path / "dicom" / f"{number}.dcm"
+        write_level(path, np.asarray(painted), 0.25, generate_uid(), 1)
+    options = ("-o", tmp_path / "r", *RUN, "--no-report", "--json")
+    assert len(json.loads(qpnuclei("run", tmp_path / "dicom", *options).stdout)["images"]) == 2
+    for number in (1, 2):
+        level(tmp_path / "dicom", painted, number)
+    done = qpnuclei("run", tmp_path / "dicom" / "2.dcm", *options, "--mpp", "0.3", "--dry-run")
+    planned = json.loads(done.stdout)["plan"]
+    assert {area["image"]: area["mpp"] for area in planned} == {
+        "1.dcm": [0.25, 0.25],
+        "2.dcm": [0.3, 0.3],
+    }
+
+
 @pytest.mark.parametrize("kind", ["dicom", "hamamatsu"])
 def test_files_of_the_same_slide_are_not_added_to_a_project(
     kind: str, tmp_path: Path, qpnuclei: Call, request: pytest.FixtureRequest

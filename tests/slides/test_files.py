@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qpnuclei.errors import UsageError
-from qpnuclei.slides.files import SLIDE_SUFFIXES, find_slides
+from qpnuclei.slides import dicom, pixels
+from qpnuclei.slides.files import SLIDE_SUFFIXES, find_slides, one_per_slide, slide_of_each
 from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.pixels import write_png
 from qpnuclei.slides.readers import openslide
 from qpnuclei.slides.slide import open_slide
+from qpnuclei.system.files import open_regular
+from tests.slides.dicom import write_series
+from tests.slides.pictures import picture, reduced
 
 
 def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) -> None:
@@ -81,3 +86,52 @@ def test_a_fingerprint_sees_all_files_of_a_slide_whose_name_has_brackets(tmp_pat
     before = slide_fingerprint(tmp_path / "a[1].vms")
     (tmp_path / "a[1](0,1).jpg").write_bytes(b"another part")
     assert slide_fingerprint(tmp_path / "a[1].vms") != before
+
+
+def test_a_damaged_index_leaves_the_other_slides(tmp_path: Path) -> None:
+    index = tmp_path / "a.vms"
+    index.write_bytes(b"[Virtual Microscope Specimen]\nImageFile=a\0.jpg\nMapFile=b.jpg\n")
+    paths = [tmp_path / "c.bmp", index, tmp_path / "b.jpg"]
+    assert slide_of_each(paths) == [paths[0], index, index]
+    assert slide_fingerprint(index)
+
+
+def test_each_of_several_known_files_of_a_series_stands_for_itself(tmp_path: Path) -> None:
+    full = picture(128, 96)
+    first, second, third = write_series(tmp_path, [full, full, reduced(full, 2)], 0.25)
+    known = [second, first]
+    assert slide_of_each([first, second, third], known) == [first, second, second]
+    assert slide_of_each([third, first], [first]) == [first, first]
+    linked = tmp_path / "linked.dcm"
+    linked.symlink_to(first)
+    assert slide_of_each([linked], known) == [first]
+
+
+def test_slides_are_opened_only_to_tell_them_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counting(path: Path) -> BinaryIO:
+        opened.append(path.name)
+        return open_regular(path)
+
+    for module in (dicom, pixels):
+        monkeypatch.setattr(module, "open_regular", counting)
+    for name in ("a.png", "b.png", "c.bmp"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    # Once, because a picture is no slide.
+    known = find_slides([tmp_path])
+    assert opened == ["a.png", "b.png"]
+    opened.clear()
+    assert one_per_slide(known, known) == known
+    assert opened == []
+    # A new slide does not open the others, unless it has a series.
+    new = tmp_path / "d.bmp"
+    Image.new("RGB", (8, 6)).save(new)
+    assert one_per_slide([new], known) == [new]
+    assert opened == ["d.bmp"]
+    opened.clear()
+    (series,) = write_series(tmp_path, [picture(64, 64)], 0.5)
+    assert one_per_slide([series], known) == [series]
+    assert sorted(opened) == ["1.dcm", "a.png", "b.png", "c.bmp"]
