@@ -127,7 +127,10 @@ def candidates(
 def find_image(
     uri: str, project_uri: str | None, project_dir: Path, image_root: Path | None = None
 ) -> Path | None:
-    """Return the first candidate that exists; None if none does or `uri` is not a file."""
+    """Return the first candidate that exists; None if none does or `uri` is not a file.
+
+    If none does, names of folders and files may each be composed or decomposed.
+    """
     try:
         paths = list(candidates(uri, project_uri, project_dir, image_root))
     except SlideError:
@@ -138,7 +141,28 @@ def find_image(
                 return path
         except OSError:  # a name that this system does not allow, or a missing share
             continue
+    # Folders are listed only now, because that may take long.
+    for path in {nfc(str(path)): path for path in paths if not str(path).isascii()}.values():
+        found = next(_in_mixed_forms(Path(path.anchor), path.parts[bool(path.anchor) :]), None)
+        if found is not None:
+            return found
     return None
+
+
+def _in_mixed_forms(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield the existing paths in a folder whose parts are the same names in any Unicode form."""
+    if not parts:
+        yield folder
+        return
+    name, *rest = parts
+    try:
+        there = [name] if (folder / name).exists() else []
+        if not name.isascii():
+            there += [other for other in sorted(os.listdir(folder)) if nfc(other) == nfc(name)]
+    except OSError:
+        return
+    for other in dict.fromkeys(there):
+        yield from _in_mixed_forms(folder / other, rest)
 
 
 def _in_all_forms(parts: Sequence[str]) -> Iterator[list[str]]:

@@ -131,6 +131,23 @@ def test_composed_and_decomposed_letters_are_the_same_file(tmp_path, stored, the
     assert find_image(file_uri(image), None, project, project) is None
 
 
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_each_folder_and_file_may_have_another_form(tmp_path, stored):
+    letters = unicodedata.normalize("NFC", "Größe"), unicodedata.normalize("NFD", "é.svs")
+    slide = tmp_path.joinpath("a", *letters)
+    slide.parent.mkdir(parents=True)
+    slide.touch()
+    # A folder of the same name without the file.
+    (tmp_path / "a" / unicodedata.normalize("NFD", "Größe")).mkdir()
+    parts = unicodedata.normalize(stored, "a/Größe/é.svs")
+    assert find_image(file_uri(tmp_path / parts), None, tmp_path) == slide
+    old = "file:/alt/p/project.qpproj"
+    assert find_image(f"file:/alt/{parts}", old, tmp_path / "p") == slide
+    assert find_image(f"file:/alt/{parts}", None, tmp_path / "p", tmp_path) == slide
+    slide.unlink()
+    assert find_image(f"file:/alt/{parts}", old, tmp_path / "p", tmp_path) is None
+
+
 def test_a_file_with_the_stored_letters_comes_first(tmp_path):
     names = [unicodedata.normalize(form, "ü.svs") for form in ("NFC", "NFD")]
     for name in names:
