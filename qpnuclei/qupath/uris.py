@@ -158,7 +158,8 @@ def _in_mixed_forms(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
     try:
         there = [name] if (folder / name).exists() else []
         if not name.isascii():
-            there += [other for other in sorted(os.listdir(folder)) if nfc(other) == nfc(name)]
+            others = sorted(path.name for path in folder.iterdir())
+            there += [other for other in others if nfc(other) == nfc(name)]
     except OSError:
         return
     for other in dict.fromkeys(there):
