@@ -164,7 +164,7 @@ def preview(
             asked = asked_mpp(mpp, None, opened, entries, image)
 
         if output is None:
-            _check_targets(path)
+            _check_targets(path, is_own_folder=not is_slide)
         # Slow imports come after the arguments are checked.
         from qpnuclei.pipeline.options import RunOptions
         from qpnuclei.report.preview import preview_project, preview_slide, settings_of
@@ -299,8 +299,11 @@ def _print_counts(page: Path, shown: Sequence[Field], settings: Sequence[Setting
     print_status(f"picture: {page.with_suffix('.png')}")
 
 
-def _check_targets(page: Path) -> None:
-    """Check, before long work, that the page and the picture beside it can be written."""
+def _check_targets(page: Path, *, is_own_folder: bool = False) -> None:
+    """Check, before long work, that the page and the picture beside it can be written.
+
+    In a folder of qpnuclei, all pictures are its own.
+    """
     from qpnuclei.report.page import check_page
     from qpnuclei.slides.pixels import is_picture
     from qpnuclei.system.files import check_file_target
@@ -308,7 +311,7 @@ def _check_targets(page: Path) -> None:
     check_page(page)
     picture = page.with_suffix(".png")
     check_file_target(picture)
-    if picture.exists() and not is_picture(picture):
+    if picture.exists() and not is_own_folder and not is_picture(picture):
         raise UsageError(
             f"the picture {picture} would replace a file that is not one of qpnuclei's",
             "choose another name for the page: -o",

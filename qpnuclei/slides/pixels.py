@@ -16,6 +16,8 @@ RGB: TypeAlias = npt.NDArray[np.uint8]
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: A chunk of PNG that names the program; it lies in the first bytes of the file.
 _MARK, _HEAD = b"tEXtSoftware\0qpnuclei", 256
+#: The title at the start of a page of ``qpnuclei preview``, and the end of the page.
+_PREVIEW = b"<title>Preview of ", b"<footer>Made by qpnuclei "
 
 
 def write_png(path: Path, rgb: RGB) -> None:
@@ -42,7 +44,11 @@ def write_png(path: Path, rgb: RGB) -> None:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether a file is a picture that `write_png` wrote; False if it cannot be read."""
+    """Tell whether a file is a picture that qpnuclei made; False if it cannot be read.
+
+    It has the mark of `write_png`, or lies beside the page of its preview: earlier versions did not
+    mark pictures.
+    """
     if path.suffix.lower() != ".png":  # spares a look into each of many slides
         return False
     try:
@@ -50,4 +56,16 @@ def is_picture(path: Path) -> bool:
             head = stream.read(_HEAD)
     except OSError:
         return False
-    return head.startswith(_PNG) and _MARK in head
+    if not head.startswith(_PNG):
+        return False
+    return _MARK in head or any(_is_preview(path.with_suffix(s)) for s in (".html", ".htm"))
+
+
+def _is_preview(page: Path) -> bool:
+    try:
+        with open_regular(page) as stream:
+            head = stream.read(_HEAD)
+            stream.seek(max(0, stream.seek(0, 2) - _HEAD))
+            return _PREVIEW[0] in head and _PREVIEW[1] in stream.read()
+    except OSError:
+        return False

@@ -165,6 +165,25 @@ def test_a_preview_does_not_replace_a_slide(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+def test_a_preview_replaces_that_of_an_earlier_version(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.project.path.parent, tmp_path / "project"))
+    one = ("--roi", "Tumor", "--threshold", 0.5, "--fields", 1, "--device", "cpu", "--quiet")
+    for page, output in (
+        (folder / "qpnuclei" / "preview.html", ()),
+        (tmp_path / "x.html", ("-o", tmp_path / "x.html")),
+    ):
+        assert call("preview", folder, *one, *output)[0] == 0
+        picture = page.with_suffix(".png")
+        with Image.open(picture) as image:
+            image.save(picture)  # without the mark
+        assert not slides_in(page.parent)
+        unmarked = picture.read_bytes()
+        if not output:
+            page.unlink()
+        assert call("preview", folder, *one, *output)[0] == 0
+        assert picture.read_bytes() != unmarked
+
+
 @pytest.mark.parametrize("stains", [DEFAULT_HE, DEFAULT_H_DAB], ids=lambda stains: stains.name)
 def test_colours_are_normalised_as_in_the_run(tmp_path: Path, stains: Stains) -> None:
     colour = ColourNormalisation("reinhard", (65.0, 22.0, -18.0), (14.0, 8.0, 6.0))

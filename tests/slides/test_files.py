@@ -113,8 +113,9 @@ def test_slides_are_opened_only_to_tell_them_from_others(
     opened: list[str] = []
 
     def counting(path: Path) -> BinaryIO:
+        stream = open_regular(path)
         opened.append(path.name)
-        return open_regular(path)
+        return stream
 
     for module in (dicom, pixels):
         monkeypatch.setattr(module, "open_regular", counting)
