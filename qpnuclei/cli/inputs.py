@@ -65,11 +65,11 @@ def slides_named(paths: Sequence[Path]) -> list[Path]:
         If a folder is itself an image (Zarr): there is no reader for it.
     """
     from qpnuclei.slides.files import find_slides
-    from qpnuclei.slides.readers import check_format
+    from qpnuclei.slides.readers import check_no_zarr
 
     for path in paths:
         if path.is_dir():
-            check_format(path)
+            check_no_zarr(path)
     return find_slides(paths)
 
 

@@ -146,9 +146,9 @@ def find_project_file(path: Path) -> Path:
     if path.is_dir():
         found = sorted(path.glob("*.qpproj"))
         if not found:
-            from qpnuclei.slides.readers import check_format  # imports tifffile
+            from qpnuclei.slides.readers import check_no_zarr  # imports tifffile
 
-            check_format(path)
+            check_no_zarr(path)
             raise NotFoundError(
                 f"{path}: no QuPath project (*.qpproj) in this folder", "name the .qpproj file"
             )

@@ -23,6 +23,7 @@ from qpnuclei.errors import LockedError, NotFoundError, SlideError, UsageError
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
+from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from qpnuclei.system.locks import locked
 from tests.cli.conftest import Outcome, tree
@@ -495,6 +496,7 @@ def test_a_folder_that_is_a_zarr_image_is_refused_by_name(
 ) -> None:
     zarr = tmp_path / "x.ome.zarr"
     (zarr / "0").mkdir(parents=True)
+    (zarr / ".zattrs").write_text("{}")
     project = package.create_project(tmp_path / "p", [slides / "a.bmp"], mpp=0.25).path
     for command in (
         ("run", zarr, "-o", tmp_path / "r"),
@@ -511,6 +513,18 @@ def test_a_folder_that_is_a_zarr_image_is_refused_by_name(
     assert not (tmp_path / "r").exists()
     with pytest.raises(SlideError, match="is a Zarr image"):
         package.create_project(tmp_path / "r", [zarr])
+
+
+@pytest.mark.parametrize("name", ["batch.lif", "batch.zarr"])
+def test_a_folder_of_slides_may_have_the_suffix_of_a_format(
+    name: str, tmp_path: Path, qpnuclei: Call
+) -> None:
+    paint(tmp_path / name / "a.bmp", (80, 80))
+    made = qpnuclei("project", "create", tmp_path / "p", tmp_path / name)
+    assert (made.exit_code, made.error) == (0, None)
+    assert [entry.name for entry in open_project(tmp_path / "p").images] == ["a.bmp"]
+    with pytest.raises(SlideError, match=r"cannot be read: .*too long"):
+        open_slide(tmp_path / ("n" * 300 + ".lif"))
 
 
 def test_an_ome_tiff_whose_first_image_has_no_pixels(tmp_path: Path, qpnuclei: Call) -> None:

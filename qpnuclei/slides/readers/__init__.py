@@ -28,8 +28,10 @@ from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.readers import openslide, plain, tiff
 from qpnuclei.slides.readers.reader import CONVERT, SlideReader, needing_packages, reading
 
-__all__ = ["check_format", "check_regular_file", "open_reader"]
+__all__ = ["check_no_zarr", "check_regular_file", "open_reader"]
 
+#: Files of which a folder has at least one if it is a Zarr image.
+_OF_ZARR = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 #: Unsupported formats by suffix. Some files start like a TIFF, or contain an overview as TIFF.
 _UNSUPPORTED = {
     ".vsi": "an Olympus VSI: the file itself contains only an overview, and the slide is in the "
@@ -44,7 +46,6 @@ _UNSUPPORTED = {
     ".lif": "a Leica LIF image",
     ".nd2": "a Nikon ND2 image",
     ".ndpis": "a list of Hamamatsu fluorescence images",
-    ".zarr": "a Zarr image",
 }
 
 
@@ -65,9 +66,10 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
     qpnuclei.errors.NotFoundError
         If there is no such file.
     """
-    check_format(path)
     check_regular_file(path)
     suffix = path.suffix.lower()
+    if suffix in _UNSUPPORTED:
+        raise SlideError(f"{path} is {_UNSUPPORTED[suffix]}, which is not supported", CONVERT)
     with reading(path), path.open("rb") as file:
         head = file.read(132)
     if not head:
@@ -82,17 +84,15 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
     raise SlideError(f"{path} is not a known image format (it begins with {head[:16]!r})", CONVERT)
 
 
-def check_format(path: Path) -> None:
-    """Refuse files and folders (Zarr) in known formats that have no reader.
+def check_no_zarr(folder: Path) -> None:
+    """Refuse a folder that is a Zarr image, a format without a reader.
 
     Raises
     ------
     qpnuclei.errors.SlideError
-        If there is such a file or folder.
     """
-    kind = _UNSUPPORTED.get(path.suffix.lower())
-    if kind is not None and path.exists():
-        raise SlideError(f"{path} is {kind}, which is not supported", CONVERT)
+    if folder.suffix.lower() == ".zarr" and any((folder / name).exists() for name in _OF_ZARR):
+        raise SlideError(f"{folder} is a Zarr image, which is not supported", CONVERT)
 
 
 def check_regular_file(path: Path) -> None:
@@ -112,6 +112,7 @@ def check_regular_file(path: Path) -> None:
     except OSError as error:
         raise SlideError(f"{path} cannot be read: {error.strerror}", "check the path") from error
     if stat.S_ISDIR(mode):
+        check_no_zarr(path)
         raise SlideError(f"{path} is a folder, not a slide", "name the slide file itself")
     if not stat.S_ISREG(mode):
         raise SlideError(
