@@ -36,6 +36,9 @@ QUPATH_VERSION = "0.5.1"
 #: Largest size of QuPath's thumbnails, width and height in px.
 THUMBNAIL_SIZE = (1000, 600)
 
+#: Formats that not every OpenSlide in QuPath 0.4 to 0.6 opens, by vendor; Bio-Formats always does.
+_LEFT_TO_BIO_FORMATS = {"dicom": ".dcm", "zeiss": ".czi"}
+
 #: Channels by their number, with the names and colours that QuPath gives them.
 _CHANNELS = {
     1: (("Channel 1", (255, 255, 255)),),
@@ -164,8 +167,9 @@ def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
     if not is_utf8(str(path.absolute())):
         where = "its name" if not is_utf8(path.name) else "the name of its folder"
         raise SlideError(f"{path}: {where} is not UTF-8, as QuPath requires", "rename it")
-    # QuPath crops a slide to its bounds if OpenSlide knows them.
-    with open_slide(path, crop_to_bounds=True) as slide:
+    # QuPath crops a slide to its bounds if OpenSlide knows them; Bio-Formats does not crop.
+    crops = path.suffix.lower() not in _LEFT_TO_BIO_FORMATS.values()
+    with open_slide(path, crop_to_bounds=crops) as slide:
         calibration = PixelCalibration()
         given = asked.of_new.get(name)
         if given is None and (slide.mpp is None or not asked.only_missing):
@@ -196,6 +200,8 @@ def _levels_if_openslide(slide: Slide) -> Sequence[Level]:
     Bio-Formats if OpenSlide has only one level of it, which may be one of several colour planes.
     """
     if slide.image_number is not None or slide.path.stem.lower().endswith(".ome"):
+        return ()
+    if slide.vendor in _LEFT_TO_BIO_FORMATS:
         return ()
     levels = slide.levels_of_openslide()
     return levels if slide.vendor is not None or len(levels) > 1 else ()

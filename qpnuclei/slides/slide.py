@@ -177,9 +177,12 @@ class Slide:
         Returns
         -------
         tuple of Level
-            Largest first; empty if OpenSlide cannot open the file, or reads another image of it.
+            Largest first; empty if OpenSlide is missing, cannot open the file, or reads another
+            image of it.
         """
-        with needing_packages(self.path), reading(self.path):
+        if isinstance(self._reader, openslide.OpenSlideReader):
+            return self.levels
+        with reading(self.path):
             sizes = openslide.level_sizes(self.path)
         same = sizes[:1] == list(self._reader.sizes[:1])
         return self._levels(self._before_unused(sizes)) if same else ()
@@ -194,7 +197,8 @@ class Slide:
         tuple of Level
             Largest first.
         """
-        sizes = self._reader.sizes if self.image_number is not None else self._reader.sizes[:1]
+        has_all = self.image_number is not None or self.vendor in ("dicom", "zeiss")
+        sizes = self._reader.sizes if has_all else self._reader.sizes[:1]
         return self._levels(self._before_unused(sizes))
 
     def channels_of_bio_formats(self) -> int:

@@ -1,4 +1,5 @@
 import json
+import sys
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from qpnuclei.qupath import images
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.new_image import describe_slides, server_builder
 from qpnuclei.slides.stains import DEFAULT_HE
+from tests.slides.dicom import write_series
 from tests.slides.pictures import (
     edit_ome,
     picture,
@@ -112,6 +114,53 @@ def test_bio_formats_is_named_where_openslide_has_no_levels(tmp_path, write):
     assert builder["args"] == ["--series", "0"]
     # Bio-Formats takes only sub-IFDs of an OME-TIFF for levels.
     assert sizes(builder) == [(515, 389)]
+
+
+def test_dicom_is_left_to_bio_formats(tmp_path):
+    # OpenSlide in QuPath 0.4 does not know it. Bio-Formats has all levels.
+    path, _ = write_series(tmp_path, [FULL, HALF], 0.25)
+    ((image,), _) = describe_slides([path])
+    (entry,) = create_from_slides(tmp_path / "p", [path]).images
+    builder = server_builder(image)
+    assert builder["providerClassName"] == images.BIO_FORMATS_BUILDER
+    assert builder["args"] == ["--series", "0"]
+    assert sizes(builder) == [(515, 389), (257, 194)]
+    with images.open_image(entry) as slide:
+        assert np.abs(slide.read(0, 0, 515, 389).astype(int) - FULL).mean() < 2
+
+
+def test_openslide_is_named_for_vms_and_opens_it_once(tmp_path, monkeypatch):
+    tissue = Image.fromarray(picture(256, 256))
+    for name, side in (("a.jpg", 256), ("a_map.jpg", 64), ("a_macro.jpg", 64)):
+        shown = tissue.resize((side, side))
+        shown.save(tmp_path / name, quality=95, subsampling=0, restart_marker_blocks=4)
+    index = tmp_path / "a.vms"
+    index.write_text(
+        "[Virtual Microscope Specimen]\nNoLayers=1\nNoJpegColumns=1\nNoJpegRows=1\n"
+        "ImageFile=a.jpg\nMapFile=a_map.jpg\nMacroImage=a_macro.jpg\nSourceLens=40\n"
+        "PhysicalWidth=64000\nPhysicalHeight=64000\n"
+    )
+    opened = []
+
+    class Counting(openslide.OpenSlide):
+        def __init__(self, path):
+            opened.append(path)
+            super().__init__(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openslide, "OpenSlide", Counting)
+        ((image,), _) = describe_slides([index])
+    assert opened == [index]
+    builder = server_builder(image)
+    assert builder["providerClassName"] == images.OPENSLIDE_BUILDER
+    with openslide.OpenSlide(index) as slide:
+        assert sizes(builder) == list(slide.level_dimensions)
+
+
+def test_a_slide_that_needs_no_openslide_is_added_without_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    path = write_pyramid(tmp_path / "x.tif", [FULL, HALF])
+    assert builder_of(path)["providerClassName"] == images.BIO_FORMATS_BUILDER
 
 
 def test_openslide_has_the_levels_before_a_page_that_is_none(tmp_path):

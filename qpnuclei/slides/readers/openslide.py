@@ -82,8 +82,10 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
     qpnuclei.errors.SlideError
         If OpenSlide cannot read it or takes it for another format, or it is a fluorescence slide.
     """
-    import openslide
-
+    try:
+        import openslide
+    except ImportError as error:  # does not name the module if the shared library is missing
+        raise ImportError(str(error), name="openslide") from error
     refuse_series(path, series)
     with reading(path):
         _check_folder(path, kind)
@@ -112,12 +114,17 @@ def open_with_openslide(path: Path, kind: Format, series: int | None = None) -> 
 
 
 def level_sizes(path: Path) -> list[tuple[int, int]]:
-    """Return (width, height) of each level that OpenSlide has; none if it cannot open the file.
+    """Return (width, height) of each level that OpenSlide has.
 
-    Of formats in several files, the folder must have been checked: `open_with_openslide` does so.
+    Returns
+    -------
+    list of (int, int)
+        Largest first; empty if OpenSlide is missing, or cannot open the file.
     """
-    import openslide
-
+    try:
+        import openslide
+    except ImportError:  # files that are read without it need not have it
+        return []
     try:
         with openslide.OpenSlide(path) as slide:
             return list(slide.level_dimensions)

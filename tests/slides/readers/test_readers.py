@@ -107,6 +107,8 @@ import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
+        if name == "openslide" and "openslide.so" in sys.argv[2:]:
+            raise ModuleNotFoundError("Couldn't locate OpenSlide shared library.")
         if name in sys.argv[2:]:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -162,6 +164,15 @@ def test_a_missing_package_is_named(tmp_path, module, package, name):
     assert without(path, module) == [
         f"{path} needs a package that is missing or incomplete: No module named {module!r}",
         f"pip install --force-reinstall {package}",
+    ]
+
+
+def test_a_missing_library_of_openslide_is_named(tmp_path):
+    path = write_png(tmp_path / "x.mrxs", picture(64, 48), format="PNG")
+    assert without(path, "openslide.so") == [
+        f"{path} needs a package that is missing or incomplete: "
+        "Couldn't locate OpenSlide shared library.",
+        "pip install --force-reinstall openslide-python openslide-bin",
     ]
 
 
