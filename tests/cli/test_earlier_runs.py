@@ -26,6 +26,7 @@ from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.cli.conftest import Outcome
 from tests.cli.test_one_bad_apple import IMAGE
+from tests.ids import removal
 from tests.pipeline.commit.test_locked import lock
 from tests.qupath.samples import set_stains
 
@@ -457,9 +458,9 @@ def test_an_annotation_whose_nuclei_were_all_removed_is_doubtful(
     ]
     assert len(ids) == number > 1
     saved = image.data_path.read_bytes()
-    image.write(Edit(remove=frozenset(ids[1:])), objects.fingerprint)
+    image.write(removal(image, ids[1:]), objects.fingerprint)
     assert "gone" not in str(one(qpnuclei, project, "A1")["check"])
-    image.write(Edit(remove=frozenset(ids[:1])), image.read().fingerprint)
+    image.write(removal(image, ids[:1]), image.read().fingerprint)
     row = one(qpnuclei, project, "A1")
     assert (row["nuclei"], row["status"]) == (0, "analysed")
     assert note.format(number) in row["check"]
