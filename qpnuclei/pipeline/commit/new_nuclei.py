@@ -174,16 +174,16 @@ def new_nuclei(
         if known:
             ids = ids_of(table, plan.entry)
             region[np.fromiter((own_id in known for own_id in ids), bool, len(table))] = -1
+        if len(locked):  # first, because they are among those that stay, too
+            rows = np.flatnonzero(region >= 0)
+            in_place = rows[are_in_place_of(table.polygons()[rows], locked)]
+            as_locked.update(ids_of(table.take(in_place), plan.entry))
+            region[in_place] = -1
         if len(staying):
             rows = np.flatnonzero(region >= 0)
             repeated = rows[_are_repeats(table.polygons()[rows], staying)]
             again.update(ids_of(table.take(repeated), plan.entry))
             region[repeated] = -1
-        if len(locked):
-            rows = np.flatnonzero(region >= 0)
-            in_place = rows[are_in_place_of(table.polygons()[rows], locked)]
-            as_locked.update(ids_of(table.take(in_place), plan.entry))
-            region[in_place] = -1
         if taken:  # all UUIDs of a large table take long
             ids = ids_of(table.take(np.flatnonzero(region >= 0)), plan.entry)
             renamed |= {own_id: _free_id(own_id, taken) for own_id in ids if own_id in taken}

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
+from qpnuclei.choices import OnExisting
 from qpnuclei.cli.tables import print_account, summary_table
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.overlap import are_among
@@ -135,6 +136,18 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
     assert copy.read_bytes() == written
     assert (resumed.images[0].nuclei, resumed.images[0].locked) == (result.nuclei, len(chosen))
     assert content(project.path.parent.parent) == there
+
+
+@pytest.mark.parametrize("on_existing", ["replace", "append"])
+def test_locked_nuclei_that_are_found_again_are_those_not_written_in_their_place(
+    project: NativeProject, on_existing: OnExisting
+) -> None:
+    (image,) = project.images
+    run(project)
+    chosen = list(filter(is_ours, image.read().detections.ids))[::5]
+    lock(image, chosen)
+    (result,) = run(project, replace(OPTIONS, on_existing=on_existing)).images
+    assert (result.locked, result.as_locked) == (len(chosen), len(chosen)) == (5, 5)
 
 
 def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProject) -> None:
