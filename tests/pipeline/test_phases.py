@@ -697,7 +697,7 @@ def test_a_plan_that_does_not_name_an_image_is_refused(a_plan: Path, tmp_path: P
     [
         ({"qpnuclei": "0.0.1"}, r"made by version '0\.0\.1' of qpnuclei, not by "),
         ({"qpnuclei": "0.0.1", "format": 1}, "made by version"),
-        ({"format": 1}, "has the format 1, not 2"),
+        ({"format": 1}, "has the format 1, not 3"),
     ],
 )
 def test_a_plan_of_another_version_or_format_says_what_differs(

@@ -36,7 +36,7 @@ from qpnuclei.system.files import check_folder, read_regular
 from qpnuclei.tiling.plan import TilePlan
 
 #: Version of ``plan.json`` and the shards: no other is read.
-FORMAT = 2
+FORMAT = 3
 
 
 class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
