@@ -78,8 +78,14 @@ def report(
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
     from qpnuclei.report.page import PAGE, ReportOptions, check_page, write_report
-    from qpnuclei.report.runs import images_of, is_run_folder, project_of, read_run, runs_of
-    from qpnuclei.system.files import resolved
+    from qpnuclei.report.runs import (
+        images_of,
+        is_run_folder,
+        project_of,
+        read_run,
+        runs_of,
+        with_others,
+    )
 
     if output is not None:
         check_page(output)
@@ -88,12 +94,11 @@ def report(
         source if run is None else project_of(run), backend=backend, image_root=image_root
     )
     entries = match_images(opened, tuple(image or ()))
-    runs = runs_of(opened.path.parent)
     if run is None:
+        runs = runs_of(opened.path.parent)
         path = output or opened.path.parent / OWN_FOLDER / PAGE
     else:
-        # Another run may have replaced what it wrote.
-        runs = [run, *(other for other in runs if resolved(other.path) != resolved(run.path))]
+        runs = with_others(run, opened.path.parent)
         entries = images_of(run, entries)
         path = output or run.path.with_name(PAGE)
     options = ReportOptions(

@@ -245,7 +245,7 @@ class Record:
             if not any(_takes_the_place_of(one, area) for one in again):
                 yield area
         for area in new:
-            earlier = dict.fromkeys(self._runs_in(valid_area(area.geometry)))
+            earlier = dict.fromkeys(self.runs_in(valid_area(area.geometry)))
             runs = (*earlier, marker) if earlier else ()
             # Beside the areas of earlier runs, this one says where its own run has looked.
             excluded = area.excluded if area.keeps_earlier else self._not_analysed_of(area.excluded)
@@ -317,8 +317,8 @@ class Record:
         is_of_last = self.run and area.turn == self._last_turn
         return area.runs or ((self.run,) if is_of_last else ())
 
-    def _runs_in(self, geometry: shapely.Geometry) -> Iterator[str]:
-        """Yield the runs whose nuclei are in a geometry."""
+    def runs_in(self, geometry: shapely.Geometry) -> Iterator[str]:
+        """Yield the runs whose nuclei are in a valid geometry (level-0 px), maybe repeatedly."""
         for area in self._index.meeting(geometry):
             valid = valid_area(area.geometry)
             part = polygonal(shapely.intersection(valid, geometry))

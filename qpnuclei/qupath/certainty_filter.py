@@ -39,6 +39,8 @@ class OwnNuclei:
         Fingerprint of the objects as read.
     roi_classes : tuple of str
         Classes of the annotations that contain them; empty if they are all of the image.
+    regions : tuple of Region
+        These annotations.
     properties : mapping of str to str
         Of the image.
     """
@@ -50,6 +52,7 @@ class OwnNuclei:
     record: Record
     fingerprint: str
     roi_classes: tuple[str, ...]
+    regions: tuple[Region, ...]
     properties: Mapping[str, str]
 
     @classmethod
@@ -64,8 +67,8 @@ class OwnNuclei:
         objects = entry.read()
         found = objects.detections
         rows = np.flatnonzero(found.ours)
+        regions = tuple(Region.of(a) for a in objects.annotations if a.class_name in roi_classes)
         if roi_classes and len(rows):
-            regions = [Region.of(a) for a in objects.annotations if a.class_name in roi_classes]
             inside = rows_inside(regions, found.centroids[rows], found.planes[rows])
             rows = rows[np.unique(np.concatenate([np.empty(0, np.int64), *inside]))]
         known = found.measurements.get(CERTAINTY)
@@ -80,6 +83,7 @@ class OwnNuclei:
             record,
             objects.fingerprint,
             tuple(roi_classes),
+            regions,
             objects.properties,
         )
 
@@ -119,7 +123,9 @@ class OwnNuclei:
                 workflow_step=("qpnuclei filter", comment),
                 properties={
                     **({} if filtered == self.record else filtered.to_properties()),
-                    **with_filter(self.properties, self.record, least, self.roi_classes),
+                    **with_filter(
+                        self.properties, self.record, least, self.roi_classes, self.regions
+                    ),
                 },
             )
             self.entry.write(edit, self.fingerprint)

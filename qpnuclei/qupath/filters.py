@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qpnuclei.qupath.analysed import Record
+from qpnuclei.qupath.regions import Region
 
 _log = logging.getLogger(__name__)
 
@@ -30,17 +31,34 @@ class Filter:
     classes : tuple of str
         Classes of the annotations in which they were; everywhere if empty.
     runs : tuple of str
-        Identify the runs that had written into the image.
+        Identify the runs that had written into the image, the last one at the end.
+    of : tuple of str
+        Those whose nuclei were in annotations of `classes`; all of `runs` if empty.
     """
 
     least: float
     classes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
+    of: tuple[str, ...] = ()
 
-    def includes(self, other: Filter) -> bool:
+    def is_followed(self, record: Record) -> bool:
+        """Return whether a run has written into the image since: it was not filtered."""
+        return bool(self.runs) and record.run not in self.runs
+
+    def _left(self, record: Record) -> set[str]:
+        """Return the runs that were filtered and whose nuclei are still in the image."""
+        return set(filter(record.has_run, self.of or self.runs))
+
+    def holds(self, record: Record) -> bool:
+        """Return whether filtered nuclei may still be in the image."""
+        # Without runs, the nuclei were imported, or of versions that did not name their runs.
+        return bool(self._left(record)) if self.runs else not record.run
+
+    def includes(self, other: Filter, record: Record) -> bool:
         """Return whether this filter removes all that another one has removed."""
         is_wider = not self.classes or (other.classes and {*other.classes} <= {*self.classes})
-        return bool(self.least >= other.least and is_wider and {*other.runs} <= {*self.runs})
+        is_of_all = other._left(record) <= self._left(record)
+        return bool(self.least >= other.least and is_wider and is_of_all)
 
 
 def filters_of(
@@ -63,25 +81,39 @@ def filters_of(
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         _log.warning("%s: what is stored of earlier filters is damaged and was ignored", name)
         return ()
-    valid = [one for one in found if not one.runs or any(map(record.has_run, one.runs))]
+    valid = [one for one in found if one.holds(record)]
     return tuple(
         one
         for number, one in enumerate(valid, start=1)
-        if not any(later.includes(one) for later in valid[number:])
+        if not any(later.includes(one, record) for later in valid[number:])
     )
 
 
 def with_filter(
-    properties: Mapping[str, str], record: Record, least: float, classes: tuple[str, ...]
+    properties: Mapping[str, str],
+    record: Record,
+    least: float,
+    classes: tuple[str, ...] = (),
+    regions: Iterable[Region] = (),
 ) -> dict[str, str]:
-    """Return the property of an image after a further filter."""
+    """Return the property of an image after a further filter.
+
+    Parameters
+    ----------
+    least, classes : float, tuple of str
+        As in `Filter`.
+    regions : iterable of Region
+        The annotations of these classes.
+    """
     runs = (*record.earlier_runs, *([record.run] if record.run else []))
-    new = Filter(least, classes, runs)
+    of = dict.fromkeys(run for one in regions for run in record.runs_in(one.geometry))
+    new = Filter(least, classes, runs, tuple(of))
     content = [
         {
             "least": one.least,
             **({"classes": one.classes} if one.classes else {}),
             **({"runs": one.runs} if one.runs else {}),
+            **({"of": one.of} if one.of else {}),
         }
         for one in [*filters_of(properties, record), new]
     ]
@@ -90,5 +122,5 @@ def with_filter(
 
 def _read(text: str) -> Iterator[Filter]:
     for one in json.loads(text):
-        classes, runs = (tuple(map(str, one.get(name, ()))) for name in ("classes", "runs"))
-        yield Filter(float(one["least"]), classes, runs)
+        named = (tuple(map(str, one.get(name, ()))) for name in ("classes", "runs", "of"))
+        yield Filter(float(one["least"]), *named)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from qpnuclei.qupath.counts import Row
-from qpnuclei.qupath.filters import Filter
 from qpnuclei.report.pictures import round_length
 from qpnuclei.report.rendering import format_number, is_number, numbers
 from qpnuclei.report.runs import Run
@@ -41,7 +40,7 @@ class ImageSummary:
     otherwise: int
     image_type: str | None
     runs: tuple[Run, ...]
-    filters: tuple[Filter, ...]
+    filters: tuple[tuple[float, tuple[str, ...], bool], ...]
 
 
 def comparison(shown: Sequence[ImageSummary]) -> dict[str, Any]:

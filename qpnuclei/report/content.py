@@ -19,7 +19,7 @@ from qpnuclei.qupath.areas import union, valid_area
 from qpnuclei.qupath.classes import is_positive
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area, counted_image, counted_nuclei
 from qpnuclei.qupath.counts import Row, count_objects
-from qpnuclei.qupath.filters import Filter, filters_of
+from qpnuclei.qupath.filters import filters_of
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -34,7 +34,7 @@ from qpnuclei.report.pictures import (
     outlines,
     scale_bar,
 )
-from qpnuclei.report.runs import Run, RunOfImage, run_that_wrote, runs_in
+from qpnuclei.report.runs import Run, RunOfImage, is_unrecorded, run_that_wrote, runs_in
 from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
 from qpnuclei.segmentation.sidecar import PROBABILITY
 
@@ -99,10 +99,11 @@ class ImageContent:
         Run that wrote the nuclei; `run` is the entry of the image in the record of that run.
     runs : tuple of Run
         All runs whose nuclei are in the image, newest first.
-    filters : tuple of Filter
-        Filters of these nuclei.
+    filters : tuple of (float, tuple of str, bool)
+        For each filter of these nuclei the least certainty, the classes of annotations (none:
+        everywhere), and whether a run has written into the image since.
     is_unrecorded : bool
-        Whether the record of the run that wrote the nuclei is missing.
+        Whether the record of a run whose nuclei are in the image is missing.
     others : tuple of str
         Classes of counted detections of other programs, if no run has analysed the image.
     problem : str
@@ -120,7 +121,7 @@ class ImageContent:
     written_by: Run | None
     run: RunOfImage | None
     runs: tuple[Run, ...] = ()
-    filters: tuple[Filter, ...] = ()
+    filters: tuple[tuple[float, tuple[str, ...], bool], ...] = ()
     is_unrecorded: bool = False
     classes: frozenset[str | None] = frozenset()
     others: tuple[str, ...] | None = None
@@ -241,8 +242,11 @@ def image_content(
         written_by=run,
         run=of_run,
         runs=tuple(runs_in(runs, entry.id, record)),
-        filters=filters_of(image.objects.properties, record, f"image {entry.name}"),
-        is_unrecorded=bool(record.areas) and run is None,
+        filters=tuple(
+            (one.least, one.classes, one.is_followed(record))
+            for one in filters_of(image.objects.properties, record, f"image {entry.name}")
+        ),
+        is_unrecorded=is_unrecorded(runs, entry.id, record),
         classes=frozenset(image.objects.detections.class_names),
         others=others,
         histograms=tuple(

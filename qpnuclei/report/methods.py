@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from types import MappingProxyType
 from typing import Any
 
 from qpnuclei._version import __version__
@@ -40,9 +39,10 @@ def methods(
     cores: int,
     classes: Sequence[str],
     stained: bool,
-    otherwise: int = 0,
-    filters: Mapping[tuple[float, tuple[str, ...]], int] = MappingProxyType({}),
-    counts_all: Collection[bool] = (False,),
+    *,
+    otherwise: int,
+    filters: Mapping[tuple[float, tuple[str, ...], bool], int],
+    counts_all: Collection[bool],
 ) -> tuple[str, list[str]]:
     """Return the paragraph and its numbered references.
 
@@ -63,9 +63,9 @@ def methods(
         Whether haematoxylin was measured.
     otherwise : int
         Number of nuclei that have another class than the thresholds of these runs give.
-    filters : mapping of (float, tuple of str) to int
-        Number of images from which less certain nuclei were removed, for each least certainty and
-        the classes of annotations in which they were (none: everywhere).
+    filters : mapping of (float, tuple of str, bool) to int
+        Number of images from which less certain nuclei were removed, for each least certainty, the
+        classes of annotations in which they were (none: everywhere), and whether a run followed.
     counts_all : collection of bool
         Whether all nuclei of chosen classes count, wherever they are, or only those in analysed
         areas: of each counted image.
@@ -90,15 +90,16 @@ def methods(
             f"The thresholds do not hold for {number_of(otherwise, 'nucleus', grouped=True)}, "
             "whose classes are from earlier runs or given by hand."
         )
-    for (least, of_classes), many in filters.items():
+    for (least, of_classes, is_followed), many in filters.items():
+        when = f"Before the last run{'s' * (many > 1)}" if is_followed else "Afterwards"
         where_removed = f" in annotations of {_classes(of_classes)}" if of_classes else ""
         sentences.append(
-            f"Afterwards, nuclei{where_removed} with a mean attention below {least:g} were removed "
+            f"{when}, nuclei{where_removed} with a mean attention below {least:g} were removed "
             f"from {number_of(many, 'image', grouped=True)}."
         )
     if unrecorded:
         sentences.append(
-            f"The nuclei of {number_of(unrecorded, 'image', grouped=True)} were segmented by a run "
+            f"Nuclei of {number_of(unrecorded, 'image', grouped=True)} were segmented by a run "
             "of qpnuclei whose record is missing: name its model."
         )
     if not runs:

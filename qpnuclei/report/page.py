@@ -20,7 +20,7 @@ from qpnuclei.report.content import ImageContent, image_content
 from qpnuclei.report.image_pages import ImagePages
 from qpnuclei.report.methods import methods
 from qpnuclei.report.rendering import render, write_page
-from qpnuclei.report.runs import Run, images_of, read_run
+from qpnuclei.report.runs import Run, images_of, read_run, with_others
 from qpnuclei.report.tables import table_values
 from qpnuclei.system.files import check_file_target
 
@@ -227,7 +227,11 @@ def write_report_of_run(
     run = read_run(folder)
     path = folder / PAGE
     return path, write_report(
-        project, images_of(run, project.images), path, [run], progress=progress
+        project,
+        images_of(run, project.images),
+        path,
+        with_others(run, project.path.parent),
+        progress=progress,
     )
 
 
@@ -274,7 +278,7 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
     cores = len(rows) - len(annotations)
     otherwise = sum(image.otherwise for image in shown)
     used = [(run, {i for i, image in enumerate(shown) if run in image.runs}) for run in runs]
-    filters = Counter((f.least, f.classes) for image in shown for f in image.filters)
+    filters = Counter(one for image in shown for one in image.filters)
     counts_all = {image.counts_all for image in shown if image.row["nuclei"] is not None}
     text, references = methods(
         used,
@@ -284,9 +288,9 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
         cores,
         list(classes),
         stained,
-        otherwise,
-        filters,
-        counts_all,
+        otherwise=otherwise,
+        filters=filters,
+        counts_all=counts_all,
     )
     models = dict.fromkeys(str(m.get("name") or "unknown") for run in runs for m in run.models)
     return {"methods": text, "references": references, "models": list(models)}

@@ -17,7 +17,7 @@ from qpnuclei.pipeline.summary import RECORD
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.project_file import OWN_FOLDER
-from qpnuclei.system.files import read_regular
+from qpnuclei.system.files import read_regular, resolved
 from qpnuclei.system.json_text import parse_json
 
 _log = logging.getLogger(__name__)
@@ -158,6 +158,12 @@ def runs_of(project_folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: str(run.content.get("started") or ""), reverse=True)
 
 
+def with_others(run: Run, project_folder: Path) -> list[Run]:
+    """Return a run, and then those in the folder of its project: others may have written, too."""
+    others = runs_of(project_folder)
+    return [run, *(other for other in others if resolved(other.path) != resolved(run.path))]
+
+
 def run_that_wrote(runs: Sequence[Run], entry_id: str, marker: str) -> Run | None:
     """Return the run that wrote the nuclei of an image; None if its record is not among `runs`.
 
@@ -202,6 +208,22 @@ def runs_in(runs: Sequence[Run], entry_id: str, record: Record) -> list[Run]:
         if run is last
         or ((found := run.of_image(entry_id)) and found.marker and record.has_run(found.marker))
     ]
+
+
+def is_unrecorded(runs: Sequence[Run], entry_id: str, record: Record) -> bool:
+    """Return whether a run has nuclei in an image, but its record is not among `runs`.
+
+    Parameters
+    ----------
+    runs, record
+        As for `runs_in`.
+    """
+    if not record.areas:
+        return False
+    known = {found.marker for run in runs if (found := run.of_image(entry_id))}
+    return run_that_wrote(runs, entry_id, record.run) is None or any(
+        record.has_run(marker) for marker in record.earlier_runs if marker not in known
+    )
 
 
 def project_of(run: Run) -> Path:

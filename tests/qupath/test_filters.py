@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import pytest
 import shapely
@@ -10,6 +11,7 @@ import shapely
 from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.analysed_area import AnalysedArea
 from qpnuclei.qupath.filters import FILTERS, Filter, filters_of, with_filter
+from qpnuclei.qupath.regions import Region
 
 AREA = shapely.MultiPolygon([shapely.box(0, 0, 9, 9)])
 USED = UsedMpp((0.25, 0.25), "--mpp", None)
@@ -47,9 +49,24 @@ def test_a_filter_of_nuclei_that_were_replaced_is_left_out() -> None:
     assert filters_of(properties, after("a", "b")) == ()
     kept = Record((AnalysedArea(None, AREA, turn=1, runs=("a", "b")),), USED, run="b")
     assert filters_of(properties, kept) == (Filter(0.8, (), ("a",)),)
+    # Only the run in the annotations of the filter counts, wherever others have found nuclei.
+    elsewhere = shapely.MultiPolygon([shapely.box(20, 0, 29, 9)])
+    first = AnalysedArea(uuid.UUID(int=1), AREA, turn=1, runs=("a",))
+    other = AnalysedArea(uuid.UUID(int=2), elsewhere, turn=2, runs=("b",))
+    again = replace(first, turn=3, runs=("c",))
+    two = Record((first, other), USED, run="b", earlier_runs=("a",))
+    three = Record((other, again), USED, run="c", earlier_runs=("a", "b"))
+    for region, expected in ((first, []), (other, [("b",)])):
+        properties = with_filter({}, two, 0.8, ("x",), [Region(None, region.geometry)])
+        (one,) = filters_of(properties, two)
+        assert not one.is_followed(two)
+        assert [one.of for one in filters_of(properties, three)] == expected
+        assert one.is_followed(three)
     # Records of older versions do not name their runs.
     unnamed = Record((AnalysedArea(None, AREA),), USED)
-    assert filters_of(with_filter({}, unnamed, 0.8, ()), unnamed) == (Filter(0.8),)
+    properties = with_filter({}, unnamed, 0.8, ())
+    assert filters_of(properties, unnamed) == (Filter(0.8),)
+    assert filters_of(properties, after("a")) == ()
 
 
 @pytest.mark.parametrize("text", ["", "{", "3", "[3]", "[{}]", '[{"least":"x"}]', '{"least":1}'])

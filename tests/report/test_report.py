@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.report import content
 from qpnuclei.report.methods import methods
-from qpnuclei.report.page import ReportOptions, write_report
+from qpnuclei.report.page import ReportOptions, write_report, write_report_of_run
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from qpnuclei.report.tables import readable
 from tests.paths import SAMPLES
@@ -198,6 +199,30 @@ def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
     assert shown == [(40, 0.4), (50, 0.5), (None, None), (60, None)]
 
 
+def paragraph(
+    runs: Sequence[tuple[Run, set[int]]],
+    images: Mapping[str | None, int],
+    annotations: int = 1,
+    *,
+    otherwise: int = 0,
+    counts_all: Collection[bool] = (False,),
+) -> str:
+    """Return the methods paragraph of images that no filter has changed."""
+    text, _ = methods(
+        runs,
+        0,
+        images,
+        annotations,
+        0,
+        [],
+        stained=False,
+        otherwise=otherwise,
+        filters={},
+        counts_all=counts_all,
+    )
+    return text
+
+
 def test_the_methods_name_stains_and_say_nothing_twice(tmp_path: Path) -> None:
     def run(model: str, expansion: float) -> Run:
         arguments = {"cell_expansion_um": expansion}
@@ -205,13 +230,13 @@ def test_the_methods_name_stains_and_say_nothing_twice(tmp_path: Path) -> None:
 
     types = {"BRIGHTFIELD_H_DAB": 2, "BRIGHTFIELD_H_E": 1, "UNSET": 3, None: 1}
     runs = [(run(name, 5), {image}) for name in "ab" for image in (0, 1)]
-    text, _ = methods(runs, 0, types, 8, 0, [], stained=False, otherwise=12345)
+    text = paragraph(runs, types, 8, otherwise=12345)
     assert "on 1 H&E image, 2 H-DAB images and 4 other images of a QuPath project" in text
     assert [text.count(f"model '{name}'") for name in "ab"] == [1, 1]
     assert text.count("Cells reach up to 5 µm") == 2  # of either model
     assert text.count("Nuclei on 2 images were segmented with") == 2
     assert "The thresholds do not hold for 12,345 nuclei, whose classes" in text
-    text, _ = methods(runs[:2], 0, types, 8, 0, [], stained=False)
+    text = paragraph(runs[:2], types, 8)
     assert text.startswith("Nuclei were segmented with")
 
 
@@ -219,7 +244,7 @@ def test_the_methods_say_every_setting_that_is_not_the_default() -> None:
     def described(**changed: Any) -> str:
         options = RunOptions(**{"selection": Selection(classes=("Tumor",)), **changed})
         run = Run(Path("run.json"), {"arguments": json.loads(json.dumps(options.to_json()))})
-        return methods([(run, {0})], 0, {None: 1}, 1, 0, [], stained=False)[0]
+        return paragraph([(run, {0})], {None: 1})
 
     usual = described()
     for changed, said in (
@@ -251,7 +276,7 @@ def test_the_methods_say_every_setting_that_is_not_the_default() -> None:
         assert text.count(". ") == usual.count(". ") + 1, changed
     # A record of another version may hold anything.
     damaged = Run(Path("run.json"), {"arguments": {"threshold": "?", "selection": [], "tta": 3}})
-    assert methods([(damaged, {0})], 0, {None: 1}, 1, 0, [], stained=False)[0] == usual
+    assert paragraph([(damaged, {0})], {None: 1}) == usual
 
 
 def test_runs_with_other_settings_are_described_apart(tmp_path: Path) -> None:
@@ -296,9 +321,62 @@ def test_the_methods_name_the_filter_of_nuclei_that_are_still_there(
     assert OwnNuclei.of(image).remove_below(high) > 0
     assert f"nuclei with a mean attention below {high:g} were removed from 1 image." in text()
     assert text().count("Afterwards") == 1
-    # A run finds them again.
-    qpnuclei.run(project.path, RunOptions(Selection(everything=True), device="cpu", tile_px=256))
+    # A run adds them again to those that the filter left.
+    options = RunOptions(Selection(everything=True), device="cpu", tile_px=256)
+    qpnuclei.run(project.path, replace(options, on_existing="append"))
+    assert f"Before the last run, nuclei with a mean attention below {high:g} were" in text()
     assert "Afterwards" not in text()
+    # A run finds them again.
+    qpnuclei.run(project.path, options)
+    assert "with a mean attention below" not in text()
+
+
+def test_a_filter_of_one_class_is_gone_with_the_nuclei_of_its_annotations(tmp_path: Path) -> None:
+    project, tumor, _ = two_classes(tmp_path)
+    page = tmp_path / "page.html"
+    (image,) = open_project(project).images
+    nuclei = OwnNuclei.of(image, ["Tumor"])
+    assert nuclei.remove_below(float(np.sort(nuclei.certainty)[4])) > 0
+    qpnuclei.write_report(project, page)
+    assert "Afterwards, nuclei in annotations of class Tumor" in Page.of(page).text
+    qpnuclei.run(project, tumor)
+    qpnuclei.write_report(project, page)
+    assert "with a mean attention below" not in Page.of(page).text
+
+
+def test_an_earlier_run_without_a_record_is_not_described_as_another_one(tmp_path: Path) -> None:
+    project, _, folders = two_classes(tmp_path)
+    page = folders[1] / "report.html"
+    said = "Nuclei of 1 image were segmented by a run of qpnuclei whose record is missing"
+
+    def text(source: Path) -> str:
+        done = CliRunner().invoke(app, ["report", str(source), "-o", str(page)])
+        assert done.exit_code == 0, done.output
+        return " ".join(Page.of(page).text.split())
+
+    # The page of one run describes the other one, too.
+    for whole in (" ".join(Page.of(page).text.split()), text(project), text(folders[1])):
+        assert "Nuclei in annotations of class Tumor on 1 image were segmented" in whole
+        assert "Nuclei in annotations of class Stroma on 1 image were segmented" in whole
+        assert "record is missing" not in whole
+    shutil.rmtree(folders[0])
+    assert said in text(project)
+    assert "Some nuclei are from a run of qpnuclei whose record is missing" in text(project)
+
+
+def two_classes(tmp_path: Path) -> tuple[Path, RunOptions, list[Path]]:
+    """Return a project whose Tumor and then Stroma were run, the options, the runs' folders."""
+    project = make_project(tmp_path / "place", 1) / "project"
+    (image,) = open_project(project).images
+    stroma = NewAnnotation(shapely.box(150, 0, 240, 58), uuid4(), None, PathClass("Stroma"))
+    image.write(Edit(annotations=[stroma]), image.read().fingerprint)
+    tumor, other = (
+        RunOptions(Selection(classes=(name,)), device="cpu", threshold=threshold)
+        for name, threshold in (("Tumor", None), ("Stroma", 0.3))
+    )
+    folders = [qpnuclei.run(project, options).run_dir for options in (tumor, other)]
+    write_report_of_run(open_project(project), folders[1])
+    return project, tumor, folders
 
 
 @pytest.mark.parametrize(
@@ -314,7 +392,7 @@ def test_the_methods_say_whether_a_model_learned_from_outlined_nuclei(
     tmp_path: Path, labels: dict[str, str], learned: str
 ) -> None:
     run = Run(tmp_path / "run.json", {"models": [{"name": "a", "family": "student", **labels}]})
-    text, _ = methods([(run, {0})], 0, {}, 1, 0, [], stained=False)
+    text = paragraph([(run, {0})], {})
     assert f"{learned} [1]." in text
 
 
@@ -323,7 +401,7 @@ def test_the_methods_say_which_area_densities_refer_to(tmp_path: Path) -> None:
 
     def text(runs: list[Run], *counts_all: bool) -> str:
         used = [(one, {0}) for one in runs]
-        return methods(used, 0, {}, 1, 0, [], stained=False, counts_all=set(counts_all))[0]
+        return paragraph(used, {}, counts_all=set(counts_all))
 
     assert "densities refer to the analysed area." in text([run], False)
     assert "densities refer to the area of the annotation." in text([], True)
