@@ -84,7 +84,7 @@ def methods(
             references.append(reference)
         return f"[{references.index(reference) + 1}]"
 
-    sentences = _of_runs(runs, cite)
+    sentences = _of_runs(runs, cite, are_all=not unrecorded)
     if otherwise:
         sentences.append(
             f"The thresholds do not hold for {number_of(otherwise, 'nucleus', grouped=True)}, "
@@ -119,15 +119,20 @@ def methods(
     return " ".join(sentences), references
 
 
-def _of_runs(runs: Sequence[tuple[Run, Set[int]]], cite: Callable[[str], str]) -> list[str]:
-    """Return the sentences about runs. Those with the same settings are described once."""
+def _of_runs(
+    runs: Sequence[tuple[Run, Set[int]]], cite: Callable[[str], str], *, are_all: bool
+) -> list[str]:
+    """Return the sentences about runs. Those with the same settings are described once.
+
+    If these are not all runs, the sentences say which images and annotations they are about.
+    """
     alike: dict[tuple[str, ...], list[tuple[Run, Set[int]]]] = {}
     for run, images in runs:
         settings = (_segmented(run, cite), *_settings(run))
         alike.setdefault(settings, []).append((run, images))
     sentences = []
     for (segmented, *others), group in alike.items():
-        of = f" {_where(group)}" if len(alike) > 1 else ""
+        of = f" {_where(group)}" if len(alike) > 1 or not are_all else ""
         sentences += [f"Nuclei{of} {segmented}", *others]
     return sentences
 

@@ -361,6 +361,7 @@ def test_an_earlier_run_without_a_record_is_not_described_as_another_one(tmp_pat
         assert "record is missing" not in whole
     shutil.rmtree(folders[0])
     assert said in text(project)
+    assert "Nuclei in annotations of class Stroma on 1 image were segmented" in text(project)
     assert "Some nuclei are from a run of qpnuclei whose record is missing" in text(project)
 
 
