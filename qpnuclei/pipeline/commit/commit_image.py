@@ -284,6 +284,13 @@ def _notes(
     notes = list(plan.notes)
     if loss is not None:
         notes.append(loss)
+    if nuclei.renamed:
+        many = len(nuclei.renamed) > 1
+        count = number_of(len(nuclei.renamed), "nucleus")
+        notes.append(
+            f"{count} got {'other UUIDs' if many else 'another UUID'}: other objects of the image "
+            f"have {'theirs' if many else 'its own'}"
+        )
     if nuclei.again and options.cell_expansion_um > 0 and options.on_existing != "replace":
         count = number_of(len(nuclei.again), "nucleus")
         notes.append(

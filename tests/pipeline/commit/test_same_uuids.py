@@ -81,6 +81,8 @@ def test_an_annotation_with_the_uuid_of_a_nucleus_stays(
     for _ in range(2):
         (result,) = run(project, replace(options, tile_px=128)).images
         assert (result.replaced, result.nuclei) == (number, number)
+        note = "1 nucleus got another UUID: other objects of the image have its own"
+        assert note in result.notes
         ids = ours(image)
         assert len(set(ids)) == number
         assert taken not in ids
@@ -167,6 +169,8 @@ def test_appended_nuclei_are_written_if_only_their_uuids_are_in_use(
     assert OwnNuclei.of(image, ["Tumor"]).remove_below(2.0) == number
     (result,) = run(project, replace(OPTIONS, on_existing="append")).images
     assert result.nuclei == number
+    note = f"{number} nuclei got other UUIDs: other objects of the image have theirs"
+    assert result.notes == (note,)
     assert len(set(ours(image))) == 2 * number
 
 
