@@ -15,6 +15,17 @@ _SERIES = "SeriesInstanceUID"
 def series_of(path: Path) -> str | None:
     """Return the SeriesInstanceUID of a file; None if it is not DICOM or cannot be read.
 
+    Without pydicom, no file can be read here: opening one of them raises this error.
+    """
+    try:
+        return needed_series_of(path)
+    except SlideError:
+        return None
+
+
+def needed_series_of(path: Path) -> str | None:
+    """Return the same as `series_of`.
+
     Raises
     ------
     qpnuclei.errors.SlideError

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from qpnuclei.errors import NotFoundError, SlideError
-from qpnuclei.slides.dicom import series_of
+from qpnuclei.slides.dicom import needed_series_of, series_of
 from qpnuclei.slides.files import named_in_index
 from qpnuclei.system.files import open_regular
 
@@ -56,7 +56,7 @@ def _parts(path: Path) -> list[Path]:
     """Return the files of a slide in several files, in the order of their composed names."""
     if path.suffix.lower() == ".mrxs":
         parts = set(path.with_suffix("").glob("*"))
-    elif series := series_of(path):
+    elif series := needed_series_of(path):
         parts = {other for other in path.parent.iterdir() if series_of(other) == series}
     else:
         parts = set(named_in_index(path))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.slides.colour_profile import to_srgb
+from qpnuclei.slides.dicom import needed_series_of
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.readers import open_reader, openslide
 from qpnuclei.slides.readers.memory import ArrayReader
@@ -89,6 +90,8 @@ def open_slide(
     (640, 480, (64, 64, 3))
     """
     path = Path(path)
+    # Without pydicom, OpenSlide would open each file of a DICOM slide as another slide.
+    needed_series_of(path)
     reader = open_reader(path, series)
     try:
         return Slide(path, reader, crop_to_bounds, series=series, apply_icc=apply_icc)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from qpnuclei.system.locks import LOCK_NAME
 from tests.cli.conftest import Outcome
 from tests.paths import SAMPLES
+from tests.slides.dicom import write_series
+from tests.slides.pictures import picture
 
 Call = Callable[..., Outcome]
 
@@ -139,6 +142,22 @@ def test_only_a_click_is_refused_by_what_it_is(qpnuclei: Call, tmp_path: Path) -
     assert outcome.exit_code == 2
     assert outcome.error is not None
     assert "encloses an area" in outcome.error.what
+
+
+def test_without_pydicom_the_slides_that_are_not_dicom_are_taken(
+    tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(IMAGE, tmp_path / "good.tif")
+    levels = write_series(tmp_path, [picture(128, 64), picture(64, 32)], 0.5)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    made = qpnuclei("project", "create", tmp_path / "p", tmp_path, "--json")
+    assert made.exit_code == 1
+    content = json.loads(made.stdout)
+    assert [image["name"] for image in content["images"]] == ["good.tif"]
+    assert [failure["slide"] for failure in content["failures"]] == [*map(str, levels)]
+    assert {failure["hint"] for failure in content["failures"]} == {
+        "pip install --force-reinstall pydicom"
+    }
 
 
 @pytest.mark.parametrize("moved", ["project", "folder"])

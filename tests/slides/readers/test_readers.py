@@ -116,11 +116,12 @@ sys.meta_path.insert(0, Missing())
 from pathlib import Path
 from qpnuclei.errors import SlideError
 from qpnuclei.slides.files import one_per_slide
-from qpnuclei.slides.readers import open_reader
+from qpnuclei.slides.slide import open_slide
 
 try:
     path, = one_per_slide([Path(sys.argv[1])])
-    print(open_reader(path).sizes)
+    with open_slide(path) as slide:
+        print([(slide.width, slide.height)])
 except SlideError as error:
     print(error.what)
     print(error.hint)
