@@ -34,7 +34,10 @@ PAGES = [
 _START = re.compile(r"(?:\$ )?(?:\S*/)?(?:(?:python|torchrun) (?:.* )?-m )?qpnuclei (?=\S)")
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 #: Begins like a command, but is the name of a property in a project.
-NO_COMMANDS = ("qpnuclei analysed",)
+NO_COMMANDS = (
+    "qpnuclei analysed",
+    "qpnuclei filters",
+)
 _QUOTED = re.compile(r"`([^`]+)`")
 
 
