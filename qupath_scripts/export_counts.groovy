@@ -142,7 +142,7 @@ Map count(hierarchy, pixels, stains, record, annotationClasses, nucleusClasses) 
         def doubts = status == "not analysed" ? "" : doubtsOf(id, geometry, record)
         def otherSizes = status == "not analysed" || size == null ? "" : noteOfSizes(id, geometry, record, size.collect { it * 1000 })
         def otherStains = status == "not analysed" ? "" : noteOfStains(id, geometry, record, stains)
-        def gone = status == "not analysed" || inside.any { isNucleus(it, null) } ? "" : noteOfEmptied(id, geometry, record)
+        def gone = status == "not analysed" || nucleusClasses || inside.any { isNucleus(it, null) } ? "" : noteOfEmptied(id, geometry, record)
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",

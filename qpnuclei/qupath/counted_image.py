@@ -75,8 +75,16 @@ class CountedImage:
             return math.nan
         return area_mm2(area_px2, self.mpp)
 
-    def doubts(self, *regions: Region) -> str:
-        """Return why the count in regions is doubtful, in one line; empty if it is not."""
+    def doubts(self, *regions: Region, counts_all: bool = False) -> str:
+        """Return why the count in regions is doubtful, in one line; empty if it is not.
+
+        Parameters
+        ----------
+        *regions : Region
+        counts_all : bool
+            Whether all nuclei of chosen classes count, not those that runs have found: then it does
+            not matter if these are gone.
+        """
         notes = []
         own: dict[int, AnalysedArea] = {}
         for region in regions:
@@ -84,15 +92,19 @@ class CountedImage:
             notes += [self.record.doubts_in(region), self._note_of(others)]
             if region.annotation is not None:
                 own.update({id(area): area for area in self.record.areas_of(region.annotation)})
-        emptied = [area for area in self._emptied if id(area) in own]
-        return together([*notes, _note_of_emptied(emptied)])
+        if not counts_all:
+            notes.append(_note_of_emptied([area for area in self._emptied if id(area) in own]))
+        return together(notes)
 
-    @property
-    def image_doubts(self) -> str:
-        """Why the count of the whole image is doubtful, in one line; empty if it is not."""
+    def image_doubts(self, *, counts_all: bool = False) -> str:
+        """Return why the count of the whole image is doubtful, in one line; empty if it is not."""
         others = self.record.image_other_bases(self._basis)
-        emptied = _note_of_emptied(self._emptied)
-        return together([self.record.image_doubts, self._note_of(others), emptied])
+        notes = [self.record.image_doubts, self._note_of(others)]
+        if not counts_all:
+            # Nuclei that were deleted with their annotation are not missed.
+            there = {None, *(annotation.id for annotation in self.objects.annotations)}
+            notes.append(_note_of_emptied([area for area in self._emptied if area.id in there]))
+        return together(notes)
 
     @cached_property
     def _emptied(self) -> list[AnalysedArea]:

@@ -117,7 +117,10 @@ def count_objects(
                 (first.name if of_one else None, first.class_name, first.id if of_one else None),
                 first.kind if of_one else "class",
                 overall([statuses[i] for i in members if annotations[i].is_area]),
-                image.doubts(*(regions[i] for i in analysed_members)),
+                image.doubts(
+                    *(regions[i] for i in analysed_members),
+                    counts_all=nucleus_classes is not None,
+                ),
                 (area, analysed, area if nucleus_classes is not None else analysed),
                 _union(inside, counted),
                 _union(analysed_in, counted),
@@ -192,7 +195,7 @@ def _image_row(
         status = Status.NOT_ANALYSED
     # Where others looked for nuclei is unknown, so there is no density of theirs.
     areas = (area, float(analysed.area), math.nan if counts_all else float(analysed.area))
-    check, own = image.image_doubts, (None, None, None)
+    check, own = image.image_doubts(counts_all=counts_all), (None, None, None)
     row = _row(image, own, "image", status, check, areas, rows, rows, classes, repeated)
     if rows is not None:  # QuPath's own columns count the whole image
         row |= classes.numbers(np.arange(len(detections)))

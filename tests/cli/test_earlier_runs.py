@@ -21,8 +21,10 @@ from qpnuclei import create_project
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.backups import list_backups
+from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.cli.conftest import Outcome
 from tests.cli.test_one_bad_apple import IMAGE
@@ -74,9 +76,9 @@ def ours(project: Path) -> set[UUID]:
     return {own_id for own_id in image_of(project).read().detections.ids if is_ours(own_id)}
 
 
-def exported(qpnuclei: Call, project: Path, by: str = "annotation") -> list[Row]:
+def exported(qpnuclei: Call, project: Path, by: str = "annotation", *more: str) -> list[Row]:
     table = project.parent.parent / "table.json"
-    done = qpnuclei("export", project, "-o", table, "--by", by, "--backend", "native")
+    done = qpnuclei("export", project, "-o", table, "--by", by, *more, "--backend", "native")
     assert done.exit_code == 0
     rows: list[Row] = json.loads(table.read_text())
     return [{key: row[key] for key in row if key != "project"} for row in rows]
@@ -470,6 +472,13 @@ def test_an_annotation_whose_nuclei_were_all_removed_is_doubtful(
     assert note.format(number) in whole["check"]
     (tumor,) = [row for row in exported(qpnuclei, project, "class") if row["class"] == "Tumor"]
     assert note.format(number) in tumor["check"]
+    assert "gone" not in str(exported(qpnuclei, project, "annotation", "--class", "Star"))
+    # They may have been deleted with their annotation.
+    objects = image.read()
+    left = replace(objects, annotations=[a for a in objects.annotations if a.name != "A1"])
+    without = CountedImage("", "slide.tif", left, PixelCalibration(0.25, 0.25))
+    assert "gone" not in without.image_doubts()
+    assert "gone" in replace(without, objects=objects).image_doubts()
     # Nuclei that a run or a filter removes are not missed.
     assert qpnuclei("run", project, "--roi-name", "A1", *RUN).exit_code == 0
     again = one(qpnuclei, project, "A1")

@@ -35,6 +35,7 @@ from qpnuclei.errors import (
     UsageError,
     WorkerError,
 )
+from qpnuclei.pipeline.commit.same_image import check_same_image
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference import computing, units
 from qpnuclei.pipeline.options import RunOptions
@@ -494,6 +495,14 @@ def test_an_image_that_the_project_describes_otherwise_than_planned_is_refused(
         assert "--force" not in failure.error.hint
         assert open_project(place / "project").images[0].read().fingerprint == data
         (place / "project" / "project.qpproj").write_bytes(planned)
+    # An address in another spelling is the same one.
+    edit_server(place, lambda server: {**server, "uri": server["uri"].replace("slide", "%73lide")})
+    slide = Path(open_project(place / "project").images[0].path or "")
+    slide.rename(slide.with_name("away"))
+    (image,) = RunPlan.read(folder / "plan.json").images
+    check_same_image(open_project(place / "project").images[0], image)
+    slide.with_name("away").rename(slide)
+    (place / "project" / "project.qpproj").write_bytes(planned)
     # Moved, it is the same slide; the pixel size within rounding is the same, too.
     moved = Path(shutil.copy(IMAGE, tmp_path / "moved.tif"))
     edit_server(place, lambda server: with_mpp(with_slide(server, moved), 0.2501))

@@ -366,6 +366,6 @@ def _counted(plan: ImagePlan, objects: ImageObjects) -> dict[str, Any]:
     )
     return {
         "regions": results,
-        "check": together([image.image_doubts, twice_in_image]),
+        "check": together([image.image_doubts(), twice_in_image]),
         "data": objects.fingerprint,
     }

@@ -6,11 +6,14 @@ The hash of ``data.qpdata`` shows changes of objects and stains. Slide and pixel
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qpnuclei.errors import ConflictError, SlideError
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.images import Opening, opening_of
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.pixel_size import project_mpp
+from qpnuclei.qupath.uris import parse_file_uri
 from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.resolution import agree, mpp_text
 
@@ -31,12 +34,18 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
             f"image {entry.name} is opened in another way than when it was planned: its server or "
             "the arguments of the server changed in the project"
         )
-    # A slide that was only moved stays the same.
-    if entry.server.uris != image.uris and not _is_slide_of(entry, image):
-        raise ConflictError(
-            f"image {entry.name} has another slide than when it was planned: "
-            f"{entry.path or ', '.join(entry.server.uris)}"
-        )
+    if list(map(_place, entry.server.uris)) != list(map(_place, image.uris)):
+        if entry.path is None:
+            raise ConflictError(
+                f"the slide of image {entry.name} has another address than when it was planned, "
+                "and is not there to compare (connect its drive, or name its folder): "
+                f"{', '.join(entry.server.uris)}"
+            )
+        # A slide that was only moved stays the same.
+        if not _is_slide_of(entry.path, image):
+            raise ConflictError(
+                f"image {entry.name} has another slide than when it was planned: {entry.path}"
+            )
     now, planned = project_mpp(entry), image.project_mpp
     if now != planned and (now is None or not agree(now, image.mpp)):
         raise ConflictError(
@@ -45,11 +54,17 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
         )
 
 
-def _is_slide_of(entry: ImageEntry, image: PlannedImage) -> bool:
-    if entry.path is None:
-        return False
+def _place(uri: str) -> object:
+    """Return what a URI names, however it is spelled."""
     try:
-        return slide_fingerprint(entry.path) == image.slide.fingerprint
+        return parse_file_uri(uri)
+    except SlideError:
+        return uri
+
+
+def _is_slide_of(path: Path, image: PlannedImage) -> bool:
+    try:
+        return slide_fingerprint(path) == image.slide.fingerprint
     except SlideError:
         return False
 

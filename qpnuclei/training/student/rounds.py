@@ -212,9 +212,10 @@ def train_student(
 
 
 def _labels_of(models: Sequence[str | None]) -> list[str]:
-    """Return what labels each of some models learned from, by their metadata."""
+    """Return what labels some models learned from, by their metadata, each once."""
     paths = {model_hash(path): path for path in (resolve_model(m) for m in models if m)}
-    return [str(read_metadata(p).data.get("labels", LABELS_NOT_STATED)) for p in paths.values()]
+    data = [read_metadata(path).data for path in paths.values()]
+    return list(dict.fromkeys(str(one.get("labels", LABELS_NOT_STATED)) for one in data))
 
 
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +238,7 @@ class _Run:
     device: torch.device
     callbacks: TrainingCallbacks
     progress: Progress
-    inherited_labels: Sequence[str]  # of each model that it learns from
+    inherited_labels: Sequence[str]  # of the models that it learns from
     student: StudentNet  # of the last finished round; before the first round, its initial weights
 
     start: tuple[StudentNet, ModelMetadata] | None = None  # model that round 1 starts from

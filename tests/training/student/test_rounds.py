@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from PIL import Image
 
 from qpnuclei.errors import NotFoundError, TrainingError, UsageError
-from qpnuclei.models.checkpoint import load_model
-from qpnuclei.models.metadata import model_hash, read_metadata
+from qpnuclei.models.checkpoint import load_model, save_model
+from qpnuclei.models.metadata import LABELS_NOT_STATED, model_hash, read_metadata
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import TrainingCallbacks
@@ -290,6 +291,21 @@ def test_other_models_at_several_scales_give_the_labels_of_the_first_round(run, 
     record = read_metadata(result.model).recipe
     assert record["labellers"] == ["model.safetensors", "open-40x"]  # without folders
     assert record["labellers_sha256"] == [model_hash(model), model_hash(resolve_model("open-40x"))]
+
+
+def test_labels_that_models_do_not_state_are_not_called_drawn(run, patches, tmp_path):
+    network, metadata = load_model(run[1].model)
+    labellers = []
+    for name in ("one", "other"):
+        path = tmp_path / f"{name}.safetensors"
+        save_model(path, network, structs.replace(metadata, name=name, data={}))
+        labellers.append(str(path))
+    fields = {**TINY, "labellers": labellers, "rounds": 1}
+    sources = find_sources([patches], mpp=[0.25])
+
+    result = train_student(fields, sources, tmp_path / "run", device=CPU)
+
+    assert read_metadata(result.model).data["labels"] == LABELS_NOT_STATED
 
 
 @pytest.mark.parametrize(
