@@ -496,7 +496,7 @@ def test_an_image_that_the_project_describes_otherwise_than_planned_is_refused(
         assert open_project(place / "project").images[0].read().fingerprint == data
         (place / "project" / "project.qpproj").write_bytes(planned)
     # An address in another spelling is the same one.
-    edit_server(place, lambda server: {**server, "uri": server["uri"].replace("slide", "%73lide")})
+    edit_server(place, lambda server: {**server, "uri": server["uri"].replace(".tif", ".t%69f")})
     slide = Path(open_project(place / "project").images[0].path or "")
     slide.rename(slide.with_name("away"))
     (image,) = RunPlan.read(folder / "plan.json").images
