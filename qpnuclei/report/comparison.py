@@ -38,6 +38,7 @@ class ImageSummary:
     stained: bool
     is_unrecorded: bool
     otherwise: int
+    locked: int
     image_type: str | None
     runs: tuple[Run, ...]
     filters: tuple[tuple[float, tuple[str, ...], bool], ...]

@@ -110,6 +110,8 @@ class ImageContent:
         Reason why there are no pictures; empty if there are pictures.
     otherwise : int
         Number of nuclei that have another class than the thresholds of `written_by` give.
+    locked : int
+        Number of nuclei of runs that a user has locked.
     """
 
     entry: ImageEntry
@@ -132,6 +134,7 @@ class ImageContent:
     histograms: tuple[Histogram, ...] = ()
     has_positive: bool = False
     otherwise: int = 0
+    locked: int = 0
     problem: str = ""
 
     @property
@@ -260,6 +263,7 @@ def image_content(
         ),
         has_positive=bool(nuclei.positive.any()),
         otherwise=_classified_otherwise(image.objects.detections, nuclei.rows, run),
+        locked=_locked(image.objects.detections, nuclei.rows),
         problem="; ".join(error.what for error in problems),
         **pictures,
     )
@@ -298,6 +302,11 @@ def _nuclei(
         area,
         mpp,
     )
+
+
+def _locked(detections: Detections, rows: npt.NDArray[np.int64]) -> int:
+    """Count the nuclei of runs in some rows that a user has locked."""
+    return int(np.count_nonzero(detections.ours[rows] & detections.locked[rows]))
 
 
 def _classified_otherwise(

@@ -41,6 +41,7 @@ def methods(
     stained: bool,
     *,
     otherwise: int,
+    locked: int,
     filters: Mapping[tuple[float, tuple[str, ...], bool], int],
     counts_all: Collection[bool],
 ) -> tuple[str, list[str]]:
@@ -63,6 +64,8 @@ def methods(
         Whether haematoxylin was measured.
     otherwise : int
         Number of nuclei that have another class than the thresholds of these runs give.
+    locked : int
+        Number of nuclei that a user has locked.
     filters : mapping of (float, tuple of str, bool) to int
         Number of images from which less certain nuclei were removed, for each least certainty, the
         classes of annotations in which they were (none: everywhere), and whether a run followed.
@@ -96,6 +99,12 @@ def methods(
         sentences.append(
             f"{when}, nuclei{where_removed} with a mean attention below {least:g} were removed "
             f"from {number_of(many, 'image', grouped=True)}."
+        )
+    if locked:
+        are = "is" if locked == 1 else "are"
+        sentences.append(
+            f"{number_of(locked, 'nucleus', grouped=True)} {are} locked in QuPath: runs and "
+            "filters leave such nuclei as they are, whatever their settings."
         )
     if unrecorded:
         sentences.append(

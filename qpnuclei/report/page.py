@@ -262,6 +262,7 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> ImageSummary:
         stained=any("aematoxylin" in histogram.title for histogram in content.histograms),
         is_unrecorded=content.is_unrecorded,
         otherwise=content.otherwise,
+        locked=content.locked,
         image_type=content.entry.image_type,
         runs=content.runs,
         filters=content.filters,
@@ -277,6 +278,7 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
     unrecorded = sum(image.is_unrecorded for image in shown)
     cores = len(rows) - len(annotations)
     otherwise = sum(image.otherwise for image in shown)
+    locked = sum(image.locked for image in shown)
     used = [(run, {i for i, image in enumerate(shown) if run in image.runs}) for run in runs]
     filters = Counter(one for image in shown for one in image.filters)
     counts_all = {image.counts_all for image in shown if image.row["nuclei"] is not None}
@@ -289,6 +291,7 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
         list(classes),
         stained,
         otherwise=otherwise,
+        locked=locked,
         filters=filters,
         counts_all=counts_all,
     )

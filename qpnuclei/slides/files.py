@@ -134,7 +134,7 @@ def slide_of_each(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Pat
                 whole = first.setdefault(series, whole)
             standing[place] = whole
         kept.append(standing[place])
-        if kept[-1] != path:
+        if resolved(kept[-1]) != resolved(path):
             _log.info("%s: skipped, as it is part of the same slide as %s", path, kept[-1])
     return kept
 

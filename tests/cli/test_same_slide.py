@@ -152,7 +152,10 @@ def test_files_of_the_same_slide_are_not_added_to_a_project(
 
 
 def test_a_slide_in_several_spellings_is_one_image(
-    tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    qpnuclei: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     slide = paint(tmp_path / "one" / "a.png", (80, 80))
@@ -170,6 +173,7 @@ def test_a_slide_in_several_spellings_is_one_image(
     assert [e.name for e in package.add_slides("p", paths, mpp=0.25).images] == ["a.png"]
     for sources in (paths, [Path("one"), *paths, Path("two")]):
         assert [s.path for s in find_sources(sources, mpp=[0.25])] == [relative]
+    assert "skipped" not in caplog.text  # each is the slide itself
 
 
 def test_a_project_in_two_spellings_is_one_project(

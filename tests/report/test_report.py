@@ -35,6 +35,7 @@ from qpnuclei.report.page import ReportOptions, write_report, write_report_of_ru
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from qpnuclei.report.tables import readable
 from tests.paths import SAMPLES
+from tests.pipeline.commit.test_locked import lock
 from tests.pipeline.killing import make_project
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
@@ -205,6 +206,7 @@ def paragraph(
     annotations: int = 1,
     *,
     otherwise: int = 0,
+    locked: int = 0,
     counts_all: Collection[bool] = (False,),
 ) -> str:
     """Return the methods paragraph of images that no filter has changed."""
@@ -217,6 +219,7 @@ def paragraph(
         [],
         stained=False,
         otherwise=otherwise,
+        locked=locked,
         filters={},
         counts_all=counts_all,
     )
@@ -329,6 +332,9 @@ def test_the_methods_name_the_filter_of_nuclei_that_are_still_there(
     # A run finds them again.
     qpnuclei.run(project.path, options)
     assert "with a mean attention below" not in text()
+    assert "locked" not in text()
+    lock(image, [own_id for own_id in image.read().detections.ids if own_id is not None][:3])
+    assert "3 nuclei are locked in QuPath: runs and filters leave such nuclei as" in text()
 
 
 def test_a_filter_of_one_class_is_gone_with_the_nuclei_of_its_annotations(tmp_path: Path) -> None:

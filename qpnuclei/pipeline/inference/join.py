@@ -85,7 +85,8 @@ def join_image(
         )
         with clock("check"):
             seen = seen_by_network(slide, image.stain_vectors)
-            doubts = check_plausibility(seen, image.areas(), image.mpp, kept)
+            areas = image.areas()
+            doubts = check_plausibility(seen, areas, image.mpp, kept, options.threshold)
         if options.cell_expansion_um > 0:
             with clock("cells"), temporary_shards(folder.path) as around:
                 set_aside(kept, image.areas(), around)

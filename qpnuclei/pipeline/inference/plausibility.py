@@ -160,6 +160,7 @@ def check_plausibility(
     regions: Sequence[Region],
     mpp: tuple[float, float],
     found: NucleiTables,
+    threshold: float | None = None,
 ) -> Doubts:
     """Compare the nuclei of an image with its stain.
 
@@ -173,6 +174,8 @@ def check_plausibility(
         µm per level-0 px.
     found : NucleiTables
         The nuclei in level-0 px.
+    threshold : float, optional
+        What the user gave instead of the model's own threshold.
     """
     if not regions:
         return Doubts()
@@ -213,8 +216,8 @@ def check_plausibility(
         )
 
     return Doubts(
-        doubt(finding(range(len(regions))), appearance, mpp),
-        tuple(doubt(finding([r]), appearance, mpp) for r in range(len(regions))),
+        doubt(finding(range(len(regions))), appearance, mpp, threshold),
+        tuple(doubt(finding([r]), appearance, mpp, threshold) for r in range(len(regions))),
     )
 
 
@@ -327,7 +330,12 @@ def _otsu(values: npt.NDArray[np.float32]) -> float:
     return low + (float(last_below) + 0.5) * step
 
 
-def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> str:
+def doubt(
+    found: Finding,
+    appearance: Appearance,
+    mpp: tuple[float, float],
+    threshold: float | None = None,
+) -> str:
     """Return in one line what contradicts the stain, and the likely cause; empty if nothing."""
     doubts = []
     if found.objects >= MIN_SAMPLE and found.nuclei < MIN_NUCLEI_PER_OBJECT * found.objects:
@@ -346,9 +354,11 @@ def doubt(found: Finding, appearance: Appearance, mpp: tuple[float, float]) -> s
             )
     certainties = found.certainties[np.isfinite(found.certainties)]
     if len(certainties) >= MIN_SAMPLE and (mean := float(certainties.mean())) < MIN_CERTAINTY:
+        # A lower threshold adds pixels of less attention.
+        given = "" if threshold is None else f"--threshold {threshold:g}, or "
         doubts.append(
             f"the model is unsure: mean attention {mean:.2f}, not above {MIN_CERTAINTY:g} (likely "
-            f"cause: {_likely_causes(appearance, mpp)})"
+            f"cause: {given}{_likely_causes(appearance, mpp)})"
         )
     degrees = appearance.stain_degrees
     if any(angle > most for angle, most in zip(degrees, MAX_STAIN_DEGREES, strict=True)):

@@ -118,6 +118,16 @@ def test_rules_about_nuclei(found: Finding, said: str) -> None:
     assert "\n" not in line
 
 
+def test_a_threshold_that_was_given_may_be_why_nuclei_are_uncertain() -> None:
+    line = doubt(some(attention=0.7), ORDINARY, MPP, threshold=0.35)
+    assert line.endswith(
+        "(likely cause: --threshold 0.35, or a model that does not suit this tissue)"
+    )
+    assert doubt(some(nuclei=3), ORDINARY, MPP, threshold=0.35) == doubt(
+        some(nuclei=3), ORDINARY, MPP
+    )
+
+
 @pytest.mark.parametrize(
     ("changed", "cause"),
     [
