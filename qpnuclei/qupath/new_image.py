@@ -28,16 +28,13 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.hdab_as_he import has_dab
 from qpnuclei.slides.resolution import resolve_mpp
-from qpnuclei.slides.slide import Level, Slide, open_slide
+from qpnuclei.slides.slide import LEFT_TO_BIO_FORMATS, Level, Slide, open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 
 #: QuPath version in the files; QuPath 0.4 to 0.7 open them.
 QUPATH_VERSION = "0.5.1"
 #: Largest size of QuPath's thumbnails, width and height in px.
 THUMBNAIL_SIZE = (1000, 600)
-
-#: Formats that not every OpenSlide in QuPath 0.4 to 0.6 opens, by vendor; Bio-Formats always does.
-_LEFT_TO_BIO_FORMATS = {"dicom": ".dcm", "zeiss": ".czi"}
 
 #: Channels by their number, with the names and colours that QuPath gives them.
 _CHANNELS = {
@@ -168,7 +165,7 @@ def _describe(path: Path, name: str, asked: AskedMpp) -> NewImage:
         where = "its name" if not is_utf8(path.name) else "the name of its folder"
         raise SlideError(f"{path}: {where} is not UTF-8, as QuPath requires", "rename it")
     # QuPath crops a slide to its bounds if OpenSlide knows them; Bio-Formats does not crop.
-    crops = path.suffix.lower() not in _LEFT_TO_BIO_FORMATS.values()
+    crops = path.suffix.lower() not in LEFT_TO_BIO_FORMATS.values()
     with open_slide(path, crop_to_bounds=crops) as slide:
         calibration = PixelCalibration()
         given = asked.of_new.get(name)
@@ -201,7 +198,7 @@ def _levels_if_openslide(slide: Slide) -> Sequence[Level]:
     """
     if slide.image_number is not None or slide.path.stem.lower().endswith(".ome"):
         return ()
-    if slide.vendor in _LEFT_TO_BIO_FORMATS:
+    if slide.vendor in LEFT_TO_BIO_FORMATS:
         return ()
     levels = slide.levels_of_openslide()
     return levels if slide.vendor is not None or len(levels) > 1 else ()

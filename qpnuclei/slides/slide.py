@@ -20,6 +20,10 @@ from qpnuclei.slides.readers.memory import ArrayReader
 from qpnuclei.slides.readers.reader import SlideReader, needing_packages, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
 
+#: Formats that not every OpenSlide in QuPath 0.4 to 0.6 opens, with their suffixes, by vendor.
+#: Bio-Formats opens them, with all levels.
+LEFT_TO_BIO_FORMATS = {"dicom": ".dcm", "zeiss": ".czi"}
+
 
 class PixelSource(Protocol):
     """A source of image regions: a `Slide`, or an image in memory."""
@@ -200,7 +204,7 @@ class Slide:
         tuple of Level
             Largest first.
         """
-        has_all = self.image_number is not None or self.vendor in ("dicom", "zeiss")
+        has_all = self.image_number is not None or self.vendor in LEFT_TO_BIO_FORMATS
         sizes = self._reader.sizes if has_all else self._reader.sizes[:1]
         return self._levels(self._before_unused(sizes))
 

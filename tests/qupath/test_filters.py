@@ -44,6 +44,19 @@ def test_a_filter_that_includes_earlier_ones_takes_their_place() -> None:
         assert [(f.least, f.classes) for f in filters_of(properties, record)] == expected
 
 
+def test_a_filter_of_the_nuclei_of_another_run_does_not_take_the_place_of_an_earlier_one() -> None:
+    elsewhere = shapely.MultiPolygon([shapely.box(20, 0, 29, 9)])
+    first = AnalysedArea(uuid.UUID(int=1), AREA, turn=1, runs=("a",))
+    other = AnalysedArea(uuid.UUID(int=2), elsewhere, turn=2, runs=("b",))
+    record = Record((first, other), USED, run="b", earlier_runs=("a",))
+    properties: dict[str, str] = {}
+    for area, least in ((first, 0.2), (other, 0.3)):
+        regions = [Region(None, area.geometry)]
+        properties = with_filter(properties, record, least, ("Tumor",), regions)
+    found = [(one.least, one.of) for one in filters_of(properties, record)]
+    assert found == [(0.2, ("a",)), (0.3, ("b",))]
+
+
 def test_a_filter_of_nuclei_that_were_replaced_is_left_out() -> None:
     properties = with_filter({}, after("a"), 0.8, ())
     assert filters_of(properties, after("a", "b")) == ()

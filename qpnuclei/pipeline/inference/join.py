@@ -89,7 +89,7 @@ def join_image(
             doubts = check_plausibility(seen, areas, image.mpp, kept, options.threshold)
         if options.cell_expansion_um > 0:
             with clock("cells"), temporary_shards(folder.path) as around:
-                set_aside(kept, image.areas(), around)
+                set_aside(kept, areas, around)
                 distance = options.cell_expansion_um
                 add_cells(kept, around, slide, image.mpp, image.stain_vectors, distance)
         seconds.update(clock.seconds)

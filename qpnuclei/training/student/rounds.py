@@ -213,8 +213,7 @@ def train_student(
 
 def _labels_of(models: Sequence[str | None]) -> list[str]:
     """Return what labels some models learned from, by their metadata, each once."""
-    paths = {model_hash(path): path for path in (resolve_model(m) for m in models if m)}
-    data = [read_metadata(path).data for path in paths.values()]
+    data = [read_metadata(resolve_model(model)).data for model in models if model]
     return list(dict.fromkeys(str(one.get("labels", LABELS_NOT_STATED)) for one in data))
 
 
