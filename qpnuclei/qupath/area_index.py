@@ -86,10 +86,8 @@ class AreaIndex:
                 of_run = shapely.difference(of_run, union(valid_area(a.geometry) for a in level))
                 if of_run.area <= rounding:
                     break
-            if any(area.keeps_earlier for area in runs[turn]):
-                full = [area for area in runs[turn] if not area.keeps_earlier]
-                rest = shapely.difference(rest, union(valid_area(a.geometry) for a in full))
-            else:
+            # A run keeps earlier nuclei in all of its areas or in none.
+            if not runs[turn][0].keeps_earlier:
                 rest = of_run
             if rest.area <= rounding:
                 break
