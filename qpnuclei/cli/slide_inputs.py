@@ -124,7 +124,7 @@ class SlideInputs:
 
     def _called(self, name: str) -> list[str | Path]:
         """Return the images with a name or, if there are none, those whose file has this name."""
-        from qpnuclei.qupath.names import nfc
+        from qpnuclei.system.unicode_forms import nfc
 
         wanted = nfc(name)
         named = [image for image, own, _ in self._all_images if nfc(own) == wanted]

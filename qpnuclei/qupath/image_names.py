@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.qupath.names import nfc
 from qpnuclei.system.commands import as_typed
 from qpnuclei.system.patterns import matches
+from qpnuclei.system.unicode_forms import nfc
 
 Entry = TypeVar("Entry", bound=ImageEntry)
 

@@ -1,10 +1,9 @@
-"""Names of files and classes, and Unicode normalisation of text."""
+"""Names of files and classes, and text that is not UTF-8."""
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,19 +33,6 @@ def place_searched(project: Project, entries: Sequence[ImageEntry]) -> str:
     """Return what messages call the place where annotations were searched for."""
     is_all = len(entries) == len(project.images)
     return str(project.path) if is_all else f"the chosen images of {project.path}"
-
-
-def nfc(text: str) -> str:
-    """Return composed (NFC) text: macOS decomposes file names, other systems do not."""
-    return unicodedata.normalize("NFC", text)
-
-
-def unicode_forms(text: str) -> list[str]:
-    """Return text as it is, composed (NFC) and decomposed (NFD), each only once.
-
-    A file that was copied between a Mac and another system may have any of them as its name.
-    """
-    return list(dict.fromkeys([text, nfc(text), unicodedata.normalize("NFD", text)]))
 
 
 def class_of(project: Project, name: str, color: int | None = None) -> PathClass:

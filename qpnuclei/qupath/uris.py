@@ -13,7 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from urllib.parse import quote, unquote_to_bytes
 
 from qpnuclei.errors import SlideError
-from qpnuclei.qupath.names import nfc, unicode_forms
+from qpnuclei.system.unicode_forms import nfc, unicode_forms
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)")
 _DRIVE = re.compile(r"/?[A-Za-z]:(?=/|$)")

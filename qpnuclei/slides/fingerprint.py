@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from hashlib import blake2b
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.dicom import needed_series_of, series_of
 from qpnuclei.slides.files import named_in_index
 from qpnuclei.system.files import open_regular
+from qpnuclei.system.unicode_forms import nfc
 
 #: Bytes to read at the start and the end of a file, where headers and directories are.
 _EDGE = 2**20
@@ -43,7 +43,7 @@ def slide_fingerprint(path: Path) -> str:
             stream.seek(max(size - _EDGE, 0))
             digest.update(stream.read(_EDGE))
         for part in _parts(path):
-            entry = f"{_composed(part.name)}:{part.stat().st_size};"
+            entry = f"{nfc(part.name)}:{part.stat().st_size};"
             digest.update(entry.encode(errors="surrogateescape"))
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist", "is its drive still connected?") from error
@@ -60,11 +60,4 @@ def _parts(path: Path) -> list[Path]:
         parts = {other for other in path.parent.iterdir() if series_of(other) == series}
     else:
         parts = set(named_in_index(path))
-    return sorted(
-        (part for part in parts if part.is_file()), key=lambda part: Path(_composed(str(part)))
-    )
-
-
-def _composed(name: str) -> str:
-    """Return a name with composed letters, as the same slide has on every system."""
-    return unicodedata.normalize("NFC", name)
+    return sorted((part for part in parts if part.is_file()), key=lambda part: Path(nfc(str(part))))

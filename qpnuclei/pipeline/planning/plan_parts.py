@@ -15,10 +15,10 @@ from msgspec.structs import asdict
 
 from qpnuclei.errors import NotFoundError, QpnucleiError, SlideError
 from qpnuclei.qupath.model import Annotation
-from qpnuclei.qupath.names import unicode_forms
 from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.slide import Slide, open_slide
+from qpnuclei.system.unicode_forms import unicode_forms
 
 _NOT_IN_NAMES = re.compile(r"[^\w\-. ]")
 

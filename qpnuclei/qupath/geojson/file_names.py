@@ -6,7 +6,8 @@ from pathlib import Path
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.qupath.names import file_stem, nfc
+from qpnuclei.qupath.names import file_stem
+from qpnuclei.system.unicode_forms import nfc
 
 
 def image_of_file(project: Project, path: Path) -> ImageEntry:
