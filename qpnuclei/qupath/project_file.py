@@ -13,7 +13,7 @@ from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, UsageErro
 from qpnuclei.qupath.model import ImageServer, PathClass, packed_rgb
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.system.files import read_regular, resolved
+from qpnuclei.system.files import one_spelling_each, read_regular, resolved
 from qpnuclei.system.json_text import parse_json
 
 Json = dict[str, Any]
@@ -117,10 +117,7 @@ def is_project(path: Path) -> bool:
 
 def one_of_each_project(paths: Iterable[Path]) -> list[Path]:
     """Return paths of projects without further spellings of the same project."""
-    first: dict[Path, Path] = {}
-    for path in paths:
-        first.setdefault(resolved_project(path), path)
-    return list(first.values())
+    return one_spelling_each(paths, resolved_project)
 
 
 def resolved_project(path: Path) -> Path:

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -324,11 +324,20 @@ def resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def one_spelling_each(paths: Iterable[Path]) -> list[Path]:
-    """Return paths without further spellings of the same file; the first one of each stays."""
+def one_spelling_each(
+    paths: Iterable[Path], shared: Callable[[Path], Path] = resolved
+) -> list[Path]:
+    """Return paths without further spellings of the same file; the first one of each stays.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    shared : callable
+        Returns the path that all spellings of a file share.
+    """
     first: dict[Path, Path] = {}
     for path in paths:
-        first.setdefault(resolved(path), path)
+        first.setdefault(shared(path), path)
     return list(first.values())
 
 
