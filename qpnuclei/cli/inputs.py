@@ -42,8 +42,11 @@ class Inputs:
             projects with such a folder.
         """
         found = [place for path in paths for place in _expanded(path)]
-        projects = tuple(one_of_each_project(path for path in found if is_project(path)))
-        slides = tuple(path for path in found if not is_project(path))
+        projects: list[Path] = []
+        slides: list[Path] = []
+        for path in found:
+            (projects if is_project(path) else slides).append(path)
+        projects = one_of_each_project(projects)
         try:
             _check(projects, slides, results)
         except UsageError:
@@ -51,7 +54,7 @@ class Inputs:
             raise
         if len(found) == 1:
             _check_present(found)
-        return cls(projects, slides, results)
+        return cls(tuple(projects), tuple(slides), results)
 
 
 def slides_named(paths: Sequence[Path]) -> list[Path]:
