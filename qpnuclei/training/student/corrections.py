@@ -13,7 +13,7 @@ from qpnuclei.errors import number_of
 from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.scoring import image_mpp
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.resolution import working_downsample
+from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.scaling import scaled
 from qpnuclei.training.student.batches import TrainingExample, make_examples
 from qpnuclei.training.student.pseudo_labels import PseudoLabels
@@ -29,8 +29,8 @@ class Correction:
     name : str
     rgb : (H, W, 3) uint8 ndarray
         At the model's resolution.
-    mpp : float
-        µm/px of `rgb`: up to 10 % from the model's.
+    mpp : (float, float)
+        µm/px of `rgb` in x and y: up to 10 % from the model's.
     known : PseudoLabels
         Weight 1 in the box, and 0 around it.
     nuclei : int
@@ -39,7 +39,7 @@ class Correction:
 
     name: str
     rgb: RGB
-    mpp: float
+    mpp: tuple[float, float]
     known: PseudoLabels
     nuclei: int
 
@@ -56,8 +56,8 @@ def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correc
     for box in boxes:
         rgb, labels, inside = box.read_around()
         mpp = image_mpp(box, None)
-        downsample, _ = working_downsample((mpp, mpp), model_mpp)
-        rgb = scaled(rgb, 1 / downsample)
+        scale = Scale((mpp, mpp), working_downsample((mpp, mpp), model_mpp))
+        rgb = scaled(rgb, 1 / scale.downsample[0])
         nuclei, weight = (
             cv2.resize(values, rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             for values in (labels.astype(np.float32), inside.astype(np.float32))
@@ -67,7 +67,7 @@ def read_corrections(boxes: Iterable[BoxImage], model_mpp: float) -> list[Correc
             Correction(
                 box.name,
                 rgb,
-                mpp if downsample == 1 else model_mpp,
+                scale.working_mpp,
                 known,
                 int(np.count_nonzero(box.counts)),
             )
@@ -110,9 +110,7 @@ def correction_examples(
     examples = [
         example
         for correction in corrections
-        for example in make_examples(
-            correction.rgb, correction.known, (correction.mpp, correction.mpp), recipe, rng
-        )
+        for example in make_examples(correction.rgb, correction.known, correction.mpp, recipe, rng)
     ]
     area, of_others = (sum(_area(example) for example in some) for some in (examples, others))
     share = recipe.corrections_share

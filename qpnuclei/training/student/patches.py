@@ -11,7 +11,7 @@ import numpy as np
 
 from qpnuclei.errors import UsageError
 from qpnuclei.slides.pixels import RGB
-from qpnuclei.slides.resolution import working_downsample
+from qpnuclei.slides.resolution import Scale, working_downsample
 from qpnuclei.slides.stains import Stains, estimate_macenko
 from qpnuclei.training.sources import Source
 from qpnuclei.training.tile_index import MAX_ENLARGEMENT, tissue_tiles
@@ -143,13 +143,12 @@ def _check_resolution(sources: Sequence[Source], mpp: float, max_enlargement: fl
 
 
 def _read(source: Source, windows: Sequence[_Window], mpp: float) -> SlideSample:
-    downsample = working_downsample(source.mpp, mpp)
+    scale = Scale(source.mpp, working_downsample(source.mpp, mpp))
     with source.open() as slide:
         seen = source.pixels(slide)
-        patches = [seen.read(*window, downsample) for window in windows]
+        patches = [seen.read(*window, scale.downsample) for window in windows]
     pixels = np.concatenate([patch.reshape(-1, 3)[::_STAIN_STEP] for patch in patches])
-    seen_mpp = source.mpp if downsample == (1.0, 1.0) else (mpp, mpp)
-    return SlideSample(source.name, patches, estimate_macenko(pixels), seen_mpp)
+    return SlideSample(source.name, patches, estimate_macenko(pixels), scale.working_mpp)
 
 
 def _equal_parts(width: int, height: int, size: int) -> list[_Window]:
