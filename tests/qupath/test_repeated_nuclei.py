@@ -127,3 +127,16 @@ def test_a_nucleus_inside_one_of_another_run_is_counted_twice_however_far_the_ce
     whole = annotation(shapely.box(0, 0, 200, 200))
     (row,) = count_objects(image([whole], replace(found, geometries=outlines)))
     assert row["check"] == "counted twice: nuclei of qpnuclei on those of another run (1)"
+
+
+def test_an_outline_that_goes_around_twice_has_its_area_once():
+    # It shares 12 of its 16 px², but its computed area is 32 px².
+    twice = shapely.Polygon([*[(0, 0), (4, 0), (4, 4), (0, 4)] * 2])
+    assert (twice.area, valid_area(twice).area) == (32, 16)
+    large = shapely.box(1, 0, 11, 4)
+    for outlines in ([twice, large], [large, twice]):
+        found = replace(
+            detections([(2, 2), (6, 2)], ids=[OURS] * 2), geometries=np.array(outlines, object)
+        )
+        repeated = RepeatedNuclei.among(found, Classes.of(found, None))
+        assert repeated.of_runs.tolist() == [False, True]

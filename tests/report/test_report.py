@@ -22,10 +22,21 @@ import qpnuclei
 from qpnuclei import RunOptions, Selection
 from qpnuclei.choices import CERTAINTY
 from qpnuclei.cli.app import app
+from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.errors import FormatError, NotFoundError, UsageError
+from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
+from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.certainty_filter import OwnNuclei
-from qpnuclei.qupath.model import Detections, Edit, ImageObjects, NewAnnotation, PathClass
+from qpnuclei.qupath.create import create_from_slides
+from qpnuclei.qupath.model import (
+    Detections,
+    Edit,
+    ImageObjects,
+    NewAnnotation,
+    PathClass,
+    Project,
+)
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import count_project
@@ -114,9 +125,10 @@ def test_each_kind_of_place_is_shown_once(made: Made) -> None:
     assert sorted(uses) == sorted(f"#{identity}" for identity in ids)
 
 
-def test_seams_are_where_the_tiles_of_the_run_met(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+def check_seams(
+    project: Project, plan: ImagePlan, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Check that a report takes seams from the borders between the tiles of a run."""
     borders: list[Any] = []
     real = content.seam_views
 
@@ -125,16 +137,42 @@ def test_seams_are_where_the_tiles_of_the_run_met(
         return real(*args)
 
     monkeypatch.setattr(content, "seam_views", watched)
-    run = read_run(made.path.parent)
-    content.image_content(made.project, made.project.images[0], 1, [run], None, AskedMpp())
+    content.image_content(project, project.images[0], 1, [read_run(run_dir)], None, AskedMpp())
     ((xs, ys, *_),) = borders
-    scale = made.plan.scale.downsample
-    lefts = {tile.core.x0 * scale[0] for tile in made.plan.tiles}
-    tops = {tile.core.y0 * scale[1] for tile in made.plan.tiles}
+    scale = plan.scale.downsample
+    lefts = {tile.core.x0 * scale[0] for tile in plan.tiles}
+    tops = {tile.core.y0 * scale[1] for tile in plan.tiles}
     assert len(xs) > 0
     assert len(ys) > 0
     assert set(xs) <= lefts
     assert set(ys) <= tops
+
+
+def test_seams_are_where_the_tiles_of_the_run_met(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_seams(made.project, made.plan, made.path.parent, monkeypatch)
+
+
+def test_seams_of_a_run_with_cells_are_where_its_tiles_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = make_slide(tmp_path / "synthetic.tif", (700, 700))
+    project = create_from_slides(tmp_path / "project", [slide.path])
+    (entry,) = project.images
+    # Far from the border of the slide: tiles begin outside it, farther for cells.
+    inside = NewAnnotation(shapely.box(150, 120, 450, 380), uuid4(), "", PathClass("Tumor"))
+    entry.write(Edit(annotations=[inside]), entry.read().fingerprint)
+    options = RunOptions(
+        Selection(everything=True),
+        device="cpu",
+        tile_px=200,
+        max_nucleus_um=12,
+        cell_expansion_um=3,
+    )
+    (plan,), _ = plan_images(project.images, options)
+    summary = analyse_project(project, project.images, options)
+    check_seams(project, plan, summary.run_dir, monkeypatch)
 
 
 def test_positive_nuclei_are_counted_and_drawn_apart(
