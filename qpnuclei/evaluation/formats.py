@@ -266,10 +266,10 @@ def read_dataset(
     NotFoundError
         If the folder, an image, its labels, or an image of the split is missing.
     FormatError
-        If the layout is not recognised, or two images have the same name.
+        If two images have the same name.
     UsageError
-        If there is no such layout or split, or no image, or the layout has no masks for
-        `components`.
+        If the layout is not recognised, there is no such layout or split, or no image, or the
+        layout has no masks for `components`.
     """
     check_choice("layout", layout, get_args(DatasetLayout))
     check_folder(folder, "of an annotated data set")
@@ -346,7 +346,7 @@ def _detect(folder: Path) -> str:
         return "tnbc"
     if any(folder.rglob("*.xml")):
         return "monuseg"
-    raise FormatError(
+    raise UsageError(
         f"{folder}: not in the layout of a known data set",
         "put images into images/ and instance maps of the same names into labels/, or see the "
         "other layouts in docs/evaluation.md",

@@ -173,7 +173,7 @@ def test_tuning_goes_into_a_copy_of_the_model(dataset: Path, tmp_path: Path) -> 
 def test_what_is_asked_for_wrongly_is_refused(dataset: Path, tmp_path: Path) -> None:
     out = ("-o", str(tmp_path / "r.json"))
     refuse(NotFoundError, "no such folder", tmp_path / "absent", *out)
-    refuse(FormatError, "not in the layout of a known data set", tmp_path, *out)
+    refuse(UsageError, "not in the layout of a known data set", tmp_path, *out)
     refuse(UsageError, r"does not end in \.json", dataset, "-o", str(tmp_path / "r.html"))
     refuse(UsageError, "uses no model", dataset, *out, "--method", "hematoxylin", "--tune")
     refuse(UsageError, "uses no model", dataset, *out, "--method", "hematoxylin", "--model", "x")

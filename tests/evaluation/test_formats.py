@@ -397,7 +397,7 @@ def test_hidden_files_of_a_mac_are_not_images(monuseg: Path) -> None:
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="absent: no such folder"):
         read_dataset(tmp_path / "absent")
-    with pytest.raises(FormatError, match="not in the layout of a known data set") as caught:
+    with pytest.raises(UsageError, match="not in the layout of a known data set") as caught:
         read_dataset(tmp_path)
     assert "images/" in caught.value.hint
     with pytest.raises(UsageError, match="contains no image in the layout of monuseg"):
