@@ -16,7 +16,7 @@ from qpnuclei.qupath.image_names import image_option, images_named
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.slides.resolution import agree, resolve_mpp
+from qpnuclei.slides.resolution import agree, resolve_mpp, same_mpp
 from qpnuclei.system.files import read_regular
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,9 @@ def pixel_size(
         return resolve_mpp(asked.mpp, entry.calibration, slide, name)
     used = record.used
     project = project_mpp(entry)
-    is_overridden = used is not None and used.project == project != used.mpp
+    is_overridden = (
+        used is not None and same_mpp(used.project, project) and not same_mpp(project, used.mpp)
+    )
     if asked.mpp is None and used is not None and is_overridden:
         return resolve_mpp(None, PixelCalibration(*used.mpp), None, name)[0], "an earlier run"
     try:

@@ -39,6 +39,8 @@ MppSource = Literal["--mpp", "project", "slide"]
 
 #: Two pixel sizes agree if their relative difference is less.
 _AGREEMENT = 0.01
+#: They are the same if it is less: programs round differently when they store a pixel size.
+_ROUNDING = 1e-6
 
 #: A change of scale by 10 % does not matter to a network, as the sizes of nuclei vary more.
 #: Resampling from 0.2526 to 0.25 µm/px would interpolate every pixel: that blurs chromatin and
@@ -136,7 +138,26 @@ def _checked(mpp: tuple[float, float], source: MppSource, name: str) -> tuple[fl
 
 def agree(a: tuple[float, float], b: tuple[float, float]) -> bool:
     """Tell whether two pixel sizes, in µm/px in x and y, differ by less than 1 %."""
-    return all(math.isclose(p, q, rel_tol=_AGREEMENT) for p, q in zip(a, b, strict=True))
+    return _are_close(a, b, _AGREEMENT)
+
+
+def same_mpp(a: tuple[float, float] | None, b: tuple[float, float] | None) -> bool:
+    """Tell whether two pixel sizes, in µm/px in x and y, are equal but for rounding, or unknown.
+
+    Examples
+    --------
+    >>> same_mpp((0.5, 0.25), (0.500000001, 0.25)), same_mpp((0.5, 0.25), (0.501, 0.25))
+    (True, False)
+    >>> same_mpp(None, None), same_mpp(None, (0.5, 0.5))
+    (True, False)
+    """
+    if a is None or b is None:
+        return a is b
+    return _are_close(a, b, _ROUNDING)
+
+
+def _are_close(a: tuple[float, float], b: tuple[float, float], tolerance: float) -> bool:
+    return all(math.isclose(p, q, rel_tol=tolerance) for p, q in zip(a, b, strict=True))
 
 
 def mpp_text(mpp: tuple[float, float]) -> str:

@@ -481,6 +481,7 @@ def test_an_image_that_the_project_describes_otherwise_than_planned_is_refused(
         (lambda server: with_slide(server, other), "another slide .*/other.tif", "plan"),
         (lambda server: with_slide(server, tmp_path / "gone.tif"), "slide .*/gone.tif", "plan"),
         (lambda server: {**server, "args": ["--icc-profile"]}, "in another way", "plan"),
+        (lambda server: {**server, "args": ["--series", "1"]}, "in another way", "plan"),
         (
             lambda server: {"builderType": "rotated", "rotation": "ROTATE_180", "builder": server},
             "rotated of uri",
@@ -503,11 +504,27 @@ def test_an_image_that_the_project_describes_otherwise_than_planned_is_refused(
     check_same_image(open_project(place / "project").images[0], image)
     slide.with_name("away").rename(slide)
     (place / "project" / "project.qpproj").write_bytes(planned)
-    # Moved, it is the same slide; the pixel size within rounding is the same, too.
+    # Moved, it is the same slide; the pixel size within a percent and the first series, which is
+    # the default, are the same, too.
     moved = Path(shutil.copy(IMAGE, tmp_path / "moved.tif"))
     edit_server(place, lambda server: with_mpp(with_slide(server, moved), 0.2501))
+    edit_server(place, lambda server: {**server, "args": []})
     summary = qpnuclei.commit(folder, force=force)
     assert (summary.failures, summary.nuclei > 10) == ([], True)
+
+
+def test_a_pixel_size_stored_with_other_rounding_is_the_same_though_another_one_was_given(
+    tmp_path: Path,
+) -> None:
+    place = make_project(tmp_path / "place", 1)
+    edit_server(place, lambda server: with_mpp(server, 0.5))
+    given = replace(OPTIONS, mpp=0.25, run_dir=tmp_path / "run")
+    folder = qpnuclei.infer(qpnuclei.plan(place / "project", given), device="cpu")
+    edit_server(place, lambda server: with_mpp(server, 0.5001))
+    (failure,) = qpnuclei.commit(folder).failures
+    assert "it is 0.5001 µm/px" in failure.error.what
+    edit_server(place, lambda server: with_mpp(server, 0.500000001))
+    assert qpnuclei.commit(folder).failures == []
 
 
 def test_a_pixel_size_corrected_after_the_plan_is_used_when_planned_again(tmp_path: Path) -> None:

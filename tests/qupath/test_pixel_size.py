@@ -64,6 +64,7 @@ def test_order_of_precedence() -> None:
 def test_the_pixel_size_of_the_last_run_holds_until_the_project_changes() -> None:
     assert found(entry(), used(0.3, None)) == (0.3, "an earlier run")
     assert found(entry(0.5), used(0.3, 0.5)) == (0.3, "an earlier run")
+    assert found(entry(0.500000001), used(0.3, 0.5)) == (0.3, "an earlier run")
     assert found(entry(0.25), used(0.3, 0.5)) == (0.25, "project")
     assert found(entry(0.25), used(0.3, None)) == (0.25, "project")
     assert found(entry(0.25), used(0.25, 0.25)) == (0.25, "project")

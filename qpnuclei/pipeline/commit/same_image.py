@@ -15,7 +15,7 @@ from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.qupath.uris import parse_file_uri
 from qpnuclei.slides.fingerprint import slide_fingerprint
-from qpnuclei.slides.resolution import agree, mpp_text
+from qpnuclei.slides.resolution import agree, mpp_text, same_mpp
 
 
 def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
@@ -29,7 +29,8 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
         If it cannot be analysed any more, as `qpnuclei.qupath.images.opening_of`.
     """
     slide = image.slide
-    if opening_of(entry) != Opening(slide.crop_to_bounds, slide.series, slide.apply_icc):
+    planned_opening = Opening(slide.crop_to_bounds, slide.series, slide.apply_icc)
+    if _numbered(opening_of(entry)) != _numbered(planned_opening):
         raise ConflictError(
             f"image {entry.name} is opened in another way than when it was planned: its server or "
             "the arguments of the server changed in the project"
@@ -47,11 +48,16 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
                 f"image {entry.name} has another slide than when it was planned: {entry.path}"
             )
     now, planned = project_mpp(entry), image.project_mpp
-    if now != planned and (now is None or not agree(now, image.mpp)):
+    if not same_mpp(now, planned) and (now is None or not agree(now, image.mpp)):
         raise ConflictError(
             f"the pixel size of image {entry.name} changed in the project since it was planned: "
             f"it is {_text(now)}, and the nuclei were found at {mpp_text(image.mpp)} µm/px"
         )
+
+
+def _numbered(opening: Opening) -> Opening:
+    """Return how a file is opened, with the number of its first image if it has none."""
+    return opening._replace(series=opening.series or 0)
 
 
 def _place(uri: str) -> object:
