@@ -8,6 +8,7 @@ from functools import partial
 
 from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.pipeline.commit.commit_image import ImageCommit
+from qpnuclei.pipeline.commit.same_image import check_still_same
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.units import Conduct, Progress, infer_images
@@ -95,6 +96,7 @@ def analyse_project(
                     progress=progress,
                 ):
                     with standing_alone(f"image {image.name}", partial(fail, image)):
+                        check_still_same(project, image)
                         commit = commit_of(image)
                         summary.images.append(commit.write())
                         summary.device = commit.device or summary.device

@@ -513,6 +513,43 @@ def test_an_image_that_the_project_describes_otherwise_than_planned_is_refused(
     assert (summary.failures, summary.nuclei > 10) == ([], True)
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda server: with_mpp(server, 0.5), "it is 0.5 µm/px, .* at 0.25 µm/px"),
+        (lambda server: with_slide(server, Path("gone.tif")), "slide .*/gone.tif"),
+        (lambda server: {**server, "args": ["--icc-profile"]}, "in another way"),
+        (None, "0.tif was removed from the project"),
+    ],
+)
+def test_a_run_refuses_an_image_that_the_project_describes_otherwise_meanwhile(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]] | None, what: str
+) -> None:
+    place = make_project(tmp_path / "place", 2)
+    path = place / "project" / "project.qpproj"
+    before, entries = path.read_bytes(), open_project(place / "project").images
+    data = entries[0].read().fingerprint
+
+    def edit(*_: object) -> None:
+        """Change the first image in the project while its nuclei are searched."""
+        if path.read_bytes() != before:
+            return
+        if change is not None:
+            edit_server(place, change)
+            return
+        content = json.loads(before)
+        path.write_text(json.dumps({**content, "images": content["images"][1:]}))
+
+    summary = qpnuclei.run(place / "project", OPTIONS, progress=edit)
+    (failure,) = summary.failures
+    assert re.search(what, failure.error.what)
+    assert "run again" in failure.error.hint
+    assert entries[0].read().fingerprint == data
+    assert [image.name for image in summary.images] == ["1.tif"]
+    path.write_bytes(before)
+    assert qpnuclei.run(place / "project", OPTIONS).failures == []
+
+
 def test_a_pixel_size_stored_with_other_rounding_is_the_same_though_another_one_was_given(
     tmp_path: Path,
 ) -> None:

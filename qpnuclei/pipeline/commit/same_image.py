@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpnuclei.errors import ConflictError, SlideError
+from qpnuclei.errors import ConflictError, QpnucleiError, SlideError
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.images import Opening, opening_of
-from qpnuclei.qupath.model import ImageEntry
+from qpnuclei.qupath.model import ImageEntry, Project
+from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.qupath.uris import parse_file_uri
 from qpnuclei.slides.fingerprint import slide_fingerprint
@@ -53,6 +54,31 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
             f"the pixel size of image {entry.name} changed in the project since it was planned: "
             f"it is {_text(now)}, and the nuclei were found at {mpp_text(image.mpp)} µm/px"
         )
+
+
+def check_still_same(project: Project, image: PlannedImage) -> None:
+    """Read the project file again, and refuse an image that it describes otherwise than planned.
+
+    Raises
+    ------
+    ConflictError, SlideError
+        As `check_same_image`; also if the project has no such image any more.
+    """
+    try:
+        now = open_project(project.path)
+    except QpnucleiError:  # its drive may be gone: saving says so, and rescues the nuclei
+        return
+    entry = next((entry for entry in now.images if entry.id == image.entry), None)
+    if entry is None:
+        raise ConflictError(
+            f"image {image.name} was removed from the project since it was planned",
+            "to analyse it, add it to the project again, and run again",
+        )
+    try:
+        check_same_image(entry, image)
+    except ConflictError as error:
+        hint = "run again: the image is then analysed as the project now describes it"
+        raise ConflictError(error.what, hint) from error
 
 
 def _numbered(opening: Opening) -> Opening:
