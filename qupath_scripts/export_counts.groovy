@@ -34,6 +34,7 @@ import org.locationtech.jts.geom.GeometryFactory
 import org.locationtech.jts.geom.LinearRing
 import org.locationtech.jts.geom.Polygon
 import org.locationtech.jts.geom.util.GeometryFixer
+import org.locationtech.jts.geom.util.PolygonExtracter
 import org.locationtech.jts.index.strtree.STRtree
 import org.locationtech.jts.operation.overlayng.OverlayNG
 import org.locationtech.jts.operation.overlayng.OverlayNGRobust
@@ -128,13 +129,10 @@ Map count(hierarchy, pixels, stains, record, annotationClasses, nucleusClasses) 
         def isKnown = nucleusClasses || status != "not analysed"
         def area = size == null ? Double.NaN : roi.isArea() ? roi.getScaledArea(size[0], size[1]) : 0d
         def analysed = size == null ? Double.NaN : 0d
-        // What runs left out, because it lies in an annotation of an excluded class.
-        def isPart = isKnown && geometry != null && both(geometry, record.leftOut).getArea() > 0
-        def part = isPart ? without(geometry, record.leftOut) : geometry
-        if (status == "analysed")
-            analysed = isPart && size != null ? part.getArea() * size[0] * size[1] : area
-        else if (size != null && status == "changed since")
-            analysed = both(part, record.union).getArea() * size[0] * size[1]
+        def part = isKnown && geometry != null ? analysedPart(geometry, status, record) : geometry
+        def isPart = part != null && geometry.getArea() - part.getArea() > 1e-9 * geometry.getArea()
+        if (size != null && status != "not analysed")
+            analysed = isPart ? part.getArea() * size[0] * size[1] : area
         def densityOf = nucleusClasses ? area : analysed
         // As QuPath counts, for the numbers that it shows itself.
         def inside = isKnown ? hierarchy.getObjectsForROI(PathDetectionObject, roi) : []
@@ -209,6 +207,15 @@ String statusOf(String id, Geometry geometry, record) {
     if ((status == "changed since" || !record.leftOut.isEmpty()) && both(geometry, record.union).getArea() <= rounding(geometry))
         return "not analysed"
     return status
+}
+
+/** The part of an annotation that was analysed: without what runs left out, and what was added to it since. */
+Geometry analysedPart(Geometry geometry, String status, record) {
+    if (status != "changed since")
+        return without(geometry, record.leftOut)
+    // Areas may only touch it, in a line or a point: these are no part, and JTS finds no points in a mixture.
+    def part = both(geometry, record.union)
+    return part.getFactory().buildGeometry(PolygonExtracter.getPolygons(part))
 }
 
 /** Whether the runs after a turn have analysed a geometry. */

@@ -527,7 +527,13 @@ def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: P
         "    def now = it.stains\n"
         '    def stains = isCounted ? script.noteOfStains(it.id, geometry, record, now) : ""\n'
         '    def gone = isCounted ? script.noteOfEmptied(it.id, geometry, record) : ""\n'
-        '    println "$status|$check|$sizes|$stains|$gone"\n',
+        "    def part = isCounted ? script.analysedPart(geometry, status, record) : null\n"
+        "    def bounds = part?.getEnvelopeInternal()\n"
+        '    def box = part == null ? "" : [bounds.minX, bounds.minY, bounds.maxX, bounds.maxY]\n'
+        "    def isFull = part == null || part.getArea() == bounds.getArea()\n"
+        "    def centre = part == null ? null : part.factory.createPoint(bounds.centre())\n"
+        "    def hasCentre = part == null || part.covers(centre)\n"
+        '    println "$status|$check|$sizes|$stains|$gone|$box|$isFull|$hasCentre"\n',
         [
             {
                 "record": record_of(case),
@@ -539,12 +545,15 @@ def test_the_script_has_the_rules_for_status_and_doubts(jts: Groovy, tmp_path: P
         ],
     )
     for case, line in zip(cases, found, strict=True):
-        status, check, sizes, stains, gone = line.split("|")
+        status, check, sizes, stains, gone, part, *is_box = line.split("|")
         assert status == case["status"], case["case"]
         assert sizes == case.get("sizes", ""), case["case"]
         assert stains == case.get("stains", ""), case["case"]
         assert gone == case.get("gone", ""), case["case"]
         assert status == "not analysed" or check == case["check"], case["case"]
+        if status != "not analysed" and "box" in case["annotation"]:
+            assert json.loads(part) == case.get("part", case["annotation"]["box"]), case["case"]
+            assert is_box == ["true", "true"], case["case"]
 
 
 def test_the_script_compares_the_stains_that_a_run_records(groovy: Groovy, tmp_path: Path) -> None:

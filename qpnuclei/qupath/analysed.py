@@ -359,8 +359,14 @@ class Record:
             return NO_AREA
         return valid_area(shapely.difference(self.covered, self.union))
 
-    def analysed_part(self, region: Region) -> Region:
-        """Return a region without its excluded part."""
+    def analysed_part(self, region: Region, status: Status) -> Region:
+        """Return the part of an annotation that was analysed, from its whole area and its status.
+
+        It lacks what was excluded and, if the annotation was changed, what was added to it since.
+        Its area and the nuclei in it make the density.
+        """
+        if status is Status.CHANGED:
+            return Region(region.annotation, polygonal(self.intersection(region.geometry)))
         if self.left_out.is_empty:
             return region
         gone = self._parts_left_out.near(region.geometry)

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.choices import Grouping
-from qpnuclei.qupath.analysed import Record, Status, overall, together
+from qpnuclei.qupath.analysed import Status, overall, together
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
-from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
 
@@ -75,12 +74,12 @@ def count_objects(
     Notes
     -----
     As in QuPath, lines and points contain no detections. The area of a class is the area of the
-    union of its annotations. Density refers to the analysed area. This may be only a part of an
-    annotation that was changed later, of a class with annotations that were not analysed, or of an
-    image. With `nucleus_classes`, density refers to the whole annotation or class, and an image has
-    none: the area in which its detections were made is unknown. Parts in an annotation of an
-    excluded class are not analysed: neither their area nor their nuclei count, but QuPath's columns
-    include both.
+    union of its annotations. Nuclei, measurements and density are those of the analysed area. This
+    may be only a part of an annotation that was changed later, of a class with annotations that
+    were not analysed, or of an image. With `nucleus_classes`, density refers to the whole
+    annotation or class, and an image has none: the area in which its detections were made is
+    unknown. Parts in an annotation of an excluded class are not analysed: neither their area nor
+    their nuclei count, but QuPath's columns include both.
     """
     detections, record = image.objects.detections, image.record
     classes = Classes.of(detections, nucleus_classes)
@@ -95,10 +94,15 @@ def count_objects(
         return [_image_row(image, classes, repeated, counts_all=nucleus_classes is not None)]
     statuses = [record.status(annotation) for annotation in annotations]
     regions = [Region.of(a) for a in annotations]
+    parts = [
+        record.analysed_part(region, status)
+        for region, status in zip(regions, statuses, strict=True)
+    ]
     inside = rows_inside(regions, detections.centroids, detections.planes)
     analysed_in = inside
-    if nucleus_classes is None and not record.left_out.is_empty:
-        parts = [record.analysed_part(region) for region in regions]
+    if nucleus_classes is None and any(
+        part is not region for part, region in zip(parts, regions, strict=True)
+    ):
         analysed_in = rows_inside(parts, detections.centroids, detections.planes)
     groups: dict[int | str | None, list[int]] = {}
     for i, annotation in enumerate(annotations):
@@ -110,7 +114,7 @@ def count_objects(
         analysed_members = [i for i in members if statuses[i] is not Status.NOT_ANALYSED]
         counted = members if nucleus_classes is not None else analysed_members
         area = area_px2([annotations[i] for i in members])
-        analysed = _analysed_px2(record, [(annotations[i], statuses[i]) for i in analysed_members])
+        analysed = _analysed_px2([parts[i] for i in analysed_members])
         rows.append(
             _row(
                 image,
@@ -155,21 +159,11 @@ def count_in_regions(
     return counted
 
 
-def _analysed_px2(record: Record, members: Sequence[tuple[Annotation, Status]]) -> float:
-    """Return the analysed area of annotations, in level-0 px²."""
-    parts = [record.analysed_part(Region.of(annotation)) for annotation, _ in members]
-    if all(status is Status.ANALYSED for _, status in members):
-        if not any(part.is_part for part in parts):
-            return area_px2([annotation for annotation, _ in members])
+def _analysed_px2(parts: Sequence[Region]) -> float:
+    """Return the area of the union of the analysed parts of annotations, in level-0 px²."""
+    if any(part.is_part for part in parts):
         return covered_px2(parts)
-    return covered_px2(
-        [
-            part
-            if status is Status.ANALYSED
-            else Region(part.annotation, record.intersection(part.geometry))
-            for part, (_, status) in zip(parts, members, strict=True)
-        ]
-    )
+    return area_px2([part.annotation for part in parts if part.annotation is not None])
 
 
 def _image_row(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import shapely
 
+from qpnuclei.choices import Grouping
 from qpnuclei.qupath.analysed import PROPERTY, Record, Status
 from qpnuclei.qupath.analysed_area import rows_of_json
 from qpnuclei.qupath.classes import ALL_DETECTIONS, Classes
@@ -48,6 +49,41 @@ def test_status_and_doubts(case: dict[str, Any]) -> None:
     (row,) = count_objects(CountedImage("p", "a.svs", objects, calibration, stains=stains))
     parts = [case.get("check"), case.get("sizes"), case.get("stains"), case.get("gone")]
     assert (row["check"] or "") == "; ".join(filter(None, parts))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in CASES["annotations"]
+        if case["status"] != "not analysed" and "box" in case["annotation"]
+    ],
+    ids=lambda case: case["case"],
+)
+@pytest.mark.parametrize("by", ["annotation", "class"])
+def test_nuclei_and_area_are_those_of_the_analysed_part(by: Grouping, case: dict[str, Any]) -> None:
+    whole = case["annotation"]["box"]
+    geometry = shapely.box(*whole)
+    drawn = Annotation(
+        0, uuid.UUID(id_of(case["annotation"]["id"])), None, "Tumor", "PolygonROI", geometry
+    )
+    # Nuclei of another program everywhere, one in the middle of each square of 5 px.
+    points = [(x + 2.5, y + 2.5) for x in range(0, 320, 5) for y in range(0, 220, 5)]
+    found = detections(points, measurements={"x": np.array([x for x, _ in points])})
+    objects = ImageObjects((drawn,), found, "", {PROPERTY: json.dumps(record_of(case))})
+    counted = CountedImage("p", "a.svs", objects, PixelCalibration(0.5, 0.5))
+    (row,) = count_objects(counted, by)
+    x0, y0, x1, y1 = case.get("part", whole)
+    inside = [x for x, y in points if x0 < x < x1 and y0 < y < y1]
+    assert row["nuclei"] == len(inside)
+    assert row["analysed_mm2"] == pytest.approx((x1 - x0) * (y1 - y0) / 4e6)
+    assert row["nuclei_per_mm2"] == pytest.approx(row["nuclei"] / row["analysed_mm2"])
+    assert row["x (mean)"] == pytest.approx(np.mean(inside))
+    # QuPath's own count, and the area, are those of the whole annotation.
+    assert row["Num Detections"] == sum(
+        whole[0] < x < whole[2] and whole[1] < y < whole[3] for x, y in points
+    )
+    assert row["area_mm2"] == pytest.approx(geometry.area / 4e6)
 
 
 @names("classes")

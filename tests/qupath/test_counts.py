@@ -176,6 +176,54 @@ def test_an_annotation_that_was_edited_after_the_run():
     assert row["nuclei_per_mm2"] == pytest.approx(2 / (100 / 8e6))
 
 
+def test_nuclei_in_what_was_added_to_an_annotation_do_not_count():
+    before = annotation(shapely.box(0, 0, 10, 10))
+    wider = annotation(shapely.box(0, 0, 20, 10))
+    own = nucleus_id(bytes(10))
+    found = detections(
+        [(2, 2), (12, 2), (15, 5), (18, 8)],
+        ids=[own, OTHER, OTHER, OTHER],
+        measurements={"Area µm^2": np.array([1.0, 30, 40, 50])},
+    )
+    counted = image([wider], found, analysed=[before])
+    rows = [count_objects(counted, by)[0] for by in ("annotation", "class", "image")]
+    for row in rows:
+        assert (row["status"], row["nuclei"]) == ("changed since", 1)
+        assert row["analysed_mm2"] == pytest.approx(100 / 8e6)
+        assert row["nuclei_per_mm2"] == pytest.approx(1 / row["analysed_mm2"])
+        assert row["Area µm^2 (mean)"] == row["Area µm^2 (median)"] == 1
+        assert math.isnan(row["Area µm^2 (SD)"])
+        assert row["Num Detections"] == 4
+    # With a class, all of them count, and the density is that of the whole annotation.
+    (row,) = count_objects(counted, nucleus_classes=["Nucleus"])
+    assert (row["nuclei"], row["nuclei_per_mm2"]) == (4, pytest.approx(4 / (200 / 8e6)))
+
+
+def test_an_edited_annotation_beside_others_of_its_class():
+    edited = annotation(shapely.box(0, 0, 30, 10))
+    beside = annotation(shapely.box(25, 0, 50, 10), handle=1)
+    drawn_later = annotation(shapely.box(60, 0, 80, 10), handle=2)
+    found = detections([(2, 2), (15, 2), (27, 2), (40, 2), (70, 2)])
+    before = replace(edited, geometry=shapely.box(0, 0, 10, 10))
+    counted = image([edited, beside, drawn_later], found, analysed=[before, beside])
+    # (15, 2) lies where no run has looked; (27, 2) in the part that the other one covers, too.
+    assert nuclei(count_objects(counted)) == [2, 2, None]
+    for by in ("class", "image"):
+        (row,) = count_objects(counted, by)
+        assert (row["status"], row["nuclei"]) == ("changed since", 3)
+        assert row["analysed_mm2"] == pytest.approx(350 / 8e6)
+        assert row["nuclei_per_mm2"] == pytest.approx(3 / (350 / 8e6))
+
+
+def test_an_ellipse_that_was_made_smaller_is_analysed_wholly():
+    before = annotation(shapely.box(0, 0, 40, 40))
+    smaller = annotation(ELLIPSE, roi_type="EllipseROI")
+    (row,) = count_objects(image([smaller], detections([(20, 10)]), analysed=[before]))
+    assert row["status"] == "changed since"
+    assert row["analysed_mm2"] == row["area_mm2"] == pytest.approx(math.pi * 50 / 8e6)
+    assert row["nuclei_per_mm2"] == pytest.approx(1 / row["area_mm2"])
+
+
 def test_classes_of_intensity_have_the_base_that_qupath_gives_them():
     names = ["Tumor: Positive", "Tumor: Negative", "Tumor", "Tumors", "Stroma: Big", "Positive"]
     found = detections([(15, 15)] * 6, names)

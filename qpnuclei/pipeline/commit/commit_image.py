@@ -355,7 +355,9 @@ def _counted(plan: ImagePlan, objects: ImageObjects) -> dict[str, Any]:
     image = CountedImage("", plan.entry.name, objects, calibration, stains=stains)
     # Earlier runs may have analysed what this one left out.
     regions = [
-        image.record.analysed_part(Region.of(region.annotation)) if region.annotation else region
+        image.record.analysed_part(Region.of(a), image.record.status(a))
+        if (a := region.annotation)
+        else region
         for region in regions_now(plan, objects)
     ]
     whole = Region(None, analysed_area(image))
