@@ -114,7 +114,8 @@ def count(
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
     roi_classes, nucleus_classes : sequence of str, optional
-        Count only annotations, or only detections, of these classes.
+        Count only annotations, or only detections, of these classes. A row of an image has no
+        `roi_classes`: use ``by="class"``.
     mpp : float, optional
         µm/px of all images; overrides the project.
 
@@ -126,7 +127,8 @@ def count(
     Raises
     ------
     UsageError, NotFoundError, FormatError
-        If the project, an image or a class does not exist, or the project cannot be read.
+        If the project, an image or a class does not exist, the project cannot be read, or classes
+        of annotations are given for rows of images.
 
     Examples
     --------

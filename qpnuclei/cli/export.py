@@ -61,7 +61,7 @@ def export(
         typer.Option(
             "--roi",
             autocompletion=complete_class,
-            help="Only annotations of this class; may repeat.",
+            help="Only annotations of this class, not with --by image; may repeat.",
             show_default="all",
         ),
     ] = None,

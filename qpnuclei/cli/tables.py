@@ -270,7 +270,8 @@ def print_without_row(images: Sequence[ImageEntry], of: int, classes: Sequence[s
     """
     what = f"annotations of class {' or '.join(classes)}" if classes else "annotations"
     names = [entry.name for entry in images]
-    print_empty(what, names, of, "export --by image counts the analysed area of each")
+    command = "export --by image, without --roi," if classes else "export --by image"
+    print_empty(what, names, of, f"{command} counts the analysed area of each")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpnuclei.choices import Grouping
+from qpnuclei.errors import UsageError
 from qpnuclei.qupath.analysed import Status, overall, together
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
@@ -43,7 +44,7 @@ def count_objects(
         One row per annotation and TMA core, cores first; one row per class of annotations, where a
         nucleus in several annotations of the class counts once; or one row for the whole image.
     roi_classes : sequence of str, optional
-        Only annotations (and TMA cores) of these classes.
+        Only annotations (and TMA cores) of these classes; not for images.
     nucleus_classes : sequence of str, optional
         Count all detections of these classes, from any program, also outside analysed areas. By
         default, count the detections that qpnuclei wrote (whatever their class is now) and others
@@ -71,6 +72,11 @@ def count_objects(
         A missing value is NaN or None: without calibration, without nuclei, or if nothing was
         analysed.
 
+    Raises
+    ------
+    UsageError
+        If classes of annotations are given for an image.
+
     Notes
     -----
     As in QuPath, lines and points contain no detections. The area of a class is the area of the
@@ -81,6 +87,7 @@ def count_objects(
     unknown. Parts in an annotation of an excluded class are not analysed: neither their area nor
     their nuclei count, but QuPath's columns include both.
     """
+    check_grouping(by, roi_classes)
     detections, record = image.objects.detections, image.record
     classes = Classes.of(detections, nucleus_classes)
     repeated = RepeatedNuclei.among(detections, classes)
@@ -133,6 +140,21 @@ def count_objects(
             )
         )
     return rows
+
+
+def check_grouping(by: Grouping, roi_classes: Sequence[str] | None) -> None:
+    """Refuse classes of annotations for rows that are whole images.
+
+    Raises
+    ------
+    UsageError
+        If both are given.
+    """
+    if by == "image" and roi_classes is not None:
+        raise UsageError(
+            "--by image counts the whole analysed area of an image, so --roi has no effect on it",
+            "use --by class with --roi: a row per image and class (in Python: by='class')",
+        )
 
 
 def count_in_regions(

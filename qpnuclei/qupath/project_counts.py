@@ -12,7 +12,7 @@ from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.qupath.annotation_classes import require_classes
 from qpnuclei.qupath.classes import ALL_DETECTIONS, H_SCORE, columns_of, shares_of
 from qpnuclei.qupath.counted_image import counted_image
-from qpnuclei.qupath.counts import Row, count_objects
+from qpnuclei.qupath.counts import Row, check_grouping, count_objects
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.pixel_size import AskedMpp
@@ -49,11 +49,13 @@ def count_project(
     Raises
     ------
     UsageError
-        If `by` is unknown, or no annotation has one of the `roi_classes`.
+        If `by` is unknown, no annotation has one of the `roi_classes`, or these are given for rows
+        of images.
     qpnuclei.errors.FormatError
         If the objects of an image cannot be read.
     """
     check_choice("by", by, get_args(Grouping))
+    check_grouping(by, roi_classes)
     counted: list[tuple[list[str], list[Row]]] = []
     known: set[str] = set()
     left_out = False

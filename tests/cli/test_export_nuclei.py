@@ -48,6 +48,7 @@ def test_export_of_nuclei_says_what_it_wrote(
     [
         (("--by", "nucleus", "-o", "n.xlsx"), r"n\.xlsx.*\.h5ad"),
         (("--by", "image", "-o", "n.csv", "--format", "csv"), "--format is only for --by nucleus"),
+        (("--by", "image", "-o", "n.csv", "--roi", "Tumor"), "--by image .* --roi .*--by class"),
         (
             ("--by", "nucleus", "-o", "n.csv", "--roi", "Nowhere"),
             "no annotation of class 'Nowhere'",

@@ -323,7 +323,9 @@ def test_annotations_drawn_in_the_results_are_analysed_where_they_are_named(
 
     # A slide without such annotations has no row; that is said, here and by export.
     qpnuclei("project", "add", results, slides / "b.png", "--mpp", "0.25")
-    left_out = "no annotations of class Tumor in 1 of 2 images: b.png (export --by image counts"
+    left_out = (
+        "no annotations of class Tumor in 1 of 2 images: b.png (export --by image, without --roi"
+    )
     again = qpnuclei(*command, "--roi", "Tumor")
     assert (again.exit_code, left_out in again.stderr) == (0, True)
     table = tmp_path / "c.csv"

@@ -12,6 +12,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpnuclei.errors import UsageError
 from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.count_table import write_counts
 from qpnuclei.qupath.counts import count_in_regions, count_objects
@@ -108,6 +109,15 @@ def test_a_run_counts_as_export_does():
     # Tissue without an annotation.
     (alone,) = count_in_regions(counted, [Region(None, shapely.box(0, 0, 8, 8))])
     assert alone[:2] == (pytest.approx(64 / 8e6), 1)
+
+
+def test_an_image_has_no_annotations_to_choose():
+    counted = image([annotation(RECTANGLE)], detections([(15, 15)]))
+    with pytest.raises(UsageError, match=r"--by image .*--roi .*--by class"):
+        count_objects(counted, "image", roi_classes=["Tumor"])
+    project = open_project(SAMPLES / "0.5.1" / "project", backend="native")
+    with pytest.raises(UsageError, match=r"by='class'"):
+        count_project(project, project.images, "image", roi_classes=["Tumor"])
 
 
 def test_planes_are_counted_separately():
