@@ -71,7 +71,10 @@ def comparison(shown: Sequence[ImageSummary]) -> dict[str, Any]:
 
 
 def _pooled(shown: Sequence[ImageSummary], rows: Sequence[Row]) -> list[Row]:
-    """Return a row for each class over all images: sums of the exported counts."""
+    """Return a row for each class over all images: sums of the rows of `export --by class`.
+
+    So overlaps of annotations of one class, and the nuclei in them, count once.
+    """
     pooled: dict[str | None, Row] = {}
     for row, counts_all in ((row, i.counts_all) for i in shown for row in i.class_rows):
         of_class = pooled.setdefault(

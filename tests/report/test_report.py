@@ -90,6 +90,38 @@ def test_classes_are_sums_of_the_export(made: Made) -> None:
     assert ("dd", "title", str(of_image["nuclei"])) in made.page.attributes
 
 
+def test_overlapping_annotations_of_a_class_count_once(tmp_path: Path) -> None:
+    folder = shutil.copytree(SAMPLES / "0.5.1" / "project", tmp_path / "project")
+    project = open_project(folder)
+    entry = max(project.images, key=lambda entry: len(entry.read().detections))
+    objects = entry.read()
+    x0, y0, x1, y1 = shapely.MultiPoint(objects.detections.centroids).bounds
+    two = [shapely.box(x0, y0, x1 - 10, y1), shapely.box(x0 + 10, y0, x1, y1)]
+    edit = Edit(annotations=[NewAnnotation(one, uuid4(), None, PathClass("Over")) for one in two])
+    entry.write(edit, objects.fingerprint)
+    names = sorted({name or "" for name in objects.detections.class_names})
+    asked = ReportOptions(tuple(names), AskedMpp(0.5))
+    rows, (expected,) = (
+        count_project(
+            *(project, [entry], by),
+            roi_classes=["Over"],
+            nucleus_classes=names,
+            pixel_sizes=asked.pixel_sizes,
+        )
+        for by in ("annotation", "class")
+    )
+    for column in ("nuclei", "area_mm2"):
+        assert sum(row[column] for row in rows) > expected[column] > 0
+    path = tmp_path / "page.html"
+    assert write_report(project, [entry], path, options=asked) == []
+    shown = Page.of(path).table("class", "annotations", "per mm²")
+    (row,) = [row for row in shown if row["class"].text == "Over"]
+    assert row["annotations"].value == 2
+    assert row["mm²"].value == expected["area_mm2"]
+    assert row["nuclei"].value == expected["nuclei"]
+    assert row["per mm²"].value == expected["nuclei_per_mm2"]
+
+
 def test_it_needs_nothing_from_elsewhere_and_is_small(made: Made) -> None:
     for tag, name, value in made.page.attributes:
         if name in ("href", "src"):
