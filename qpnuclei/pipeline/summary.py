@@ -43,8 +43,9 @@ RECORD = "run.json"
 class RegionResult:
     """Nuclei in one annotation, as export counts them, or in tissue without an annotation (no id).
 
-    Where annotations overlap, a nucleus counts in each that contains it. `check` states the doubts
-    about the nuclei (see `qpnuclei.pipeline.inference.plausibility`), and is empty without doubts.
+    `name` is a label for people, `id` the UUID of the annotation. Where annotations overlap, a
+    nucleus counts in each that contains it. `check` states the doubts about the nuclei (see
+    `qpnuclei.pipeline.inference.plausibility`), and is empty without doubts.
     """
 
     name: str

@@ -94,7 +94,7 @@ def nucleus_rows(
         return shared_texts([text and replace_lone_surrogates(text)], np.zeros(len(rows), np.int64))
 
     def of_chain(texts: list[str | None]) -> pa.DictionaryArray:
-        return shared_texts([text and replace_lone_surrogates(text) for text in texts], chain[rows])
+        return _column(texts, chain[rows])
 
     def of_rows(texts: npt.NDArray[Any]) -> pa.DictionaryArray:
         values, codes = np.unique([text or "" for text in texts[rows]], return_inverse=True)
@@ -108,9 +108,7 @@ def nucleus_rows(
         "type": of_rows(kinds),
         "class": of_rows(names),
         "by_qpnuclei": found.ours[rows],
-        "annotation": of_chain([None if a is None else a.name for a in owners]),
-        "annotation_class": of_chain([None if a is None else a.class_name for a in owners]),
-        "annotation_uuid": of_chain([_id(a) for a in owners]),
+        **annotation_columns(owners, chain[rows]),
         "parents": of_chain([SEPARATOR.join(map(_label, above)) or None for above in parents]),
         "parent_uuids": of_chain(
             [" ".join(filter(None, map(_id, above))) or None for above in parents]
@@ -144,6 +142,31 @@ def nucleus_rows(
         cells = np.full(len(rows), None)
         cells[is_cell] = found.geometries[rows[is_cell]]
     return NucleusRows(table, found.nucleus_geometries[rows], cells, image.size, mpp)
+
+
+def annotation_columns(
+    annotations: Sequence[Annotation | None], codes: npt.NDArray[np.int64]
+) -> dict[str, pa.DictionaryArray]:
+    """Return name, class and UUID of the annotation of each of N nuclei, as columns of a table.
+
+    Parameters
+    ----------
+    annotations : sequence of Annotation or None
+        None for no annotation: its columns are null. So are a name, class or UUID that it lacks.
+    codes : (N,) int64 ndarray
+        Index in `annotations` for each nucleus.
+    """
+    return {
+        "annotation": _column([None if a is None else a.name for a in annotations], codes),
+        "annotation_class": _column(
+            [None if a is None else a.class_name for a in annotations], codes
+        ),
+        "annotation_uuid": _column([_id(a) for a in annotations], codes),
+    }
+
+
+def _column(texts: Sequence[str | None], codes: npt.NDArray[np.int64]) -> pa.DictionaryArray:
+    return shared_texts([text and replace_lone_surrogates(text) for text in texts], codes)
 
 
 def _chains(

@@ -61,7 +61,8 @@ def _parquet_path(entry: ImageEntry, options: RunOptions) -> Path | None:
 def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: NucleusClasses) -> None:
     """Write nuclei as GeoParquet: one row each, outlines as WKB, measurements as columns.
 
-    The outlines of cells are in ``cell_geometry``.
+    The columns of the annotation are those of ``export --by nucleus``, to join the tables by. The
+    outlines of cells are in ``cell_geometry``.
 
     Raises
     ------
@@ -73,18 +74,20 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: Nucle
     import shapely
 
     from qpnuclei.nuclei.exports.rows import CELL_GEOMETRY, GEOMETRY
+    from qpnuclei.qupath.nucleus_rows import annotation_columns
 
-    labels = np.array([region.label for region in plan.regions], dtype=object)
+    annotations = [region.annotation for region in plan.regions]
     class_names = np.array([path_class.name for path_class in classes.classes], dtype=object)
 
     def part(number: int) -> pa.Table:
         table = nuclei.tables[number]
         centroids = table.centroids()
+        region_of_each = np.repeat(np.arange(len(annotations)), nuclei.counts[number])
         return pa.table(
             {
                 "id": pa.array(nuclei.ids_of(table).texts(), pa.string()),
                 "class": pa.array(class_names[classes.codes(table)], pa.string()),
-                "annotation": pa.array(np.repeat(labels, nuclei.counts[number]), pa.string()),
+                **annotation_columns(annotations, region_of_each),
                 "centroid_x_px": centroids[:, 0],
                 "centroid_y_px": centroids[:, 1],
                 **{

@@ -31,6 +31,7 @@ from qpnuclei.pipeline.selection import (
     select_regions,
     without_excluded,
 )
+from qpnuclei.qupath import nucleus_rows
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import Annotation, Edit, NewAnnotation, PathClass
@@ -154,8 +155,16 @@ def test_every_nucleus_goes_under_its_region_from_whatever_table(
     copy = pq.read_table(parquet)
     assert copy["id"].to_pylist() == list(map(str, written))
     number = copy["Area µm^2"].to_numpy().astype(int)
-    labels = np.array([region.label for region in plan.regions])
-    assert copy["annotation"].to_pylist() == labels[owner[number]].tolist()
+    # The annotation is named as in the export, so that the tables can be joined.
+    columns = ["annotation", "annotation_class", "annotation_uuid"]
+    exported = nucleus_rows.nuclei_of(project, image).table.select(["uuid", *columns]).to_pylist()
+    by_id = {row.pop("uuid"): row for row in exported}
+    assert copy.select(columns).to_pylist() == [by_id[own_id] for own_id in map(str, written)]
+    annotations = [plan.regions[index].annotation for index in owner[number]]
+    assert copy["annotation"].to_pylist() == [a.name for a in annotations if a]
+    assert copy.column_names[:6] == [
+        "id", "class", "annotation", "annotation_class", "annotation_uuid", "centroid_x_px",
+    ]  # fmt: skip
     assert set(copy["class"].to_pylist()) == {"Nucleus"}
     outlines = shapely.from_wkb(np.array(copy["geometry"].to_pylist(), dtype=object))
     assert shapely.equals(outlines, whole.take(number).polygons()).all()
