@@ -441,10 +441,14 @@ class Record:
             if area.nuclei
             and not any(later.turn > area.turn for later in self._index.meeting(area.geometry))
         ]
-        inside = rows_inside([Region(None, area.analysed) for area in had], centroids, planes)
+        # Kept and locked nuclei also count in the part of an area that its run left out.
+        whole = [Region(None, valid_area(area.geometry)) for area in had]
+        inside = rows_inside(whole, centroids, planes)
         none_in = [area for area, rows in zip(had, inside, strict=True) if len(rows) == 0]
         # A nucleus on the border may be outside by rounding.
-        around = [Region(None, shapely.buffer(area.analysed, ROUNDING_PX)) for area in none_in]
+        around = [
+            Region(None, shapely.buffer(valid_area(area.geometry), ROUNDING_PX)) for area in none_in
+        ]
         near = rows_inside(around, centroids, planes)
         return [area for area, rows in zip(none_in, near, strict=True) if len(rows) == 0]
 

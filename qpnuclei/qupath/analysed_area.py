@@ -84,8 +84,9 @@ class AnalysedArea:
         Whether the run left nuclei of earlier runs in the area that the record describes elsewhere:
         in the areas of those runs. Otherwise the area describes all nuclei in it.
     nuclei : int
-        How many nuclei of qpnuclei were in it after the run; of several areas around a nucleus, the
-        smallest counts it. 0 if that is unknown, or some were removed since.
+        How many nuclei of qpnuclei were in its whole geometry after the run; of several areas
+        around a new nucleus, the smallest counts it. 0 if that is unknown, or some were removed
+        since.
     """
 
     id: UUID | None

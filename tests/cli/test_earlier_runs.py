@@ -18,6 +18,7 @@ import tifffile
 from PIL import Image
 
 from qpnuclei import create_project
+from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.backups import list_backups
@@ -488,6 +489,41 @@ def test_an_annotation_whose_nuclei_were_all_removed_is_doubtful(
     assert qpnuclei("filter", project, "--min-certainty", "1").exit_code == 0
     assert not ours(project)
     assert "gone" not in str(exported(qpnuclei, project))
+
+
+def test_nuclei_that_a_run_kept_are_not_missed_where_it_analysed_a_margin(
+    qpnuclei: Call, project: Path
+) -> None:
+    annotate(project, shapely.box(8, 8, 152, 152), 4, "Necrosis")
+    assert qpnuclei("run", project, "--roi-name", "A1", *RUN).exit_code == 0
+    # What is known of the margin differs from what is known of the rest.
+    skip = ("--roi", "Necrosis", "--on-existing", "skip", "--mpp", "0.2")
+    assert qpnuclei("run", project, *skip, *RUN).exit_code == 0
+    assert record_of(project)["nuclei"] == 0
+    row = one(qpnuclei, project, "A4")
+    assert row["nuclei"] > 1
+    assert "analysed at 0.25" in row["check"]
+    assert "gone" not in row["check"]
+    assert "gone" not in exported(qpnuclei, project, "image")[0]["check"]
+    image = image_of(project)
+    image.write(removal(image, list(ours(project))), image.read().fingerprint)
+    note = f"all nuclei of an area are gone since the run ({row['nuclei']})"
+    assert note in one(qpnuclei, project, "A4")["check"]
+
+
+def test_nuclei_that_a_run_kept_are_not_missed_in_tissue_found_again(
+    qpnuclei: Call, tmp_path: Path
+) -> None:
+    slide = make_slide(tmp_path / "synthetic.tif", (600, 600)).path
+    results = tmp_path / "results"
+    run = ("run", slide, "-o", results, "--image", slide.name, "--mpp", "0.5", *RUN)
+    assert qpnuclei(*run).exit_code == 0
+    project = results / "project.qpproj"
+    again = ("run", project, "--tissue", "--mpp", "0.25", "--on-existing", "skip", *RUN)
+    assert qpnuclei(*again).exit_code == 0
+    for row in (*exported(qpnuclei, project), *exported(qpnuclei, project, "image")):
+        assert row["nuclei"] > 1
+        assert "gone" not in str(row["check"])
 
 
 def test_stain_vectors_changed_after_a_run_make_its_stain_measurements_doubtful(

@@ -649,6 +649,16 @@ def test_areas_that_had_nuclei_and_have_none_are_found() -> None:
     later = record.with_run([Region.of(over)], USED, nuclei=[2], keeps_nuclei=True)
     assert emptied(read(later)) == [5, 2]
     assert emptied(read(record.with_run([Region.of(left)], USED, nuclei=[0]))) == [5]
+    # A run that looked only beside them, and had another pixel size, has kept them.
+    wider = annotation(shapely.box(0, 0, 42, 42), 4)
+    margin = Region(wider, wider.area - left.area)
+    around = read(record.with_run([margin], COARSE, nuclei=[3], keeps_nuclei=True))
+    assert around.areas[-1].keeps_earlier
+    assert emptied(around) == [5, 3]
+    assert emptied(around, (10, 10)) == [5]
+    # A locked nucleus stays in an excluded part.
+    part = Region(left, shapely.box(0, 0, 20, 40))
+    assert emptied(read(Record().with_run([part], USED, nuclei=[1])), (30, 10)) == []
 
 
 def test_areas_of_versions_that_did_not_store_stains_have_unknown_ones() -> None:
