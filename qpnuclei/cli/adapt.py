@@ -14,10 +14,10 @@ from qpnuclei.cli.options import (
     ImageGlobs,
     ImageRoot,
     Json,
-    MppOption,
     Quiet,
     ResumeTraining,
     Seed,
+    possible_mpp,
 )
 from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, leave_stopped, training_bar
 from qpnuclei.errors import UsageError, number_of
@@ -97,7 +97,16 @@ def adapt(
             show_default="as in the recipe",
         ),
     ] = None,
-    mpp: MppOption = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--mpp",
+            callback=possible_mpp,
+            help="Pixel size of all slides at full resolution in µm/px; overrides projects and "
+            "files.",
+            show_default="from the last run, project or slide",
+        ),
+    ] = None,
     image_root: ImageRoot = None,
     resume: ResumeTraining = False,
     seed: Seed = 0,

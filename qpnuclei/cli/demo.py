@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.options import DeviceOption, Json, ModelOption, MppOption, Quiet
+from qpnuclei.cli.options import DeviceOption, Json, ModelOption, NewSlidesMpp, Quiet
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 
@@ -22,7 +22,7 @@ def demo(
             show_default="a synthetic slide with known nuclei",
         ),
     ] = None,
-    mpp: MppOption = None,
+    mpp: NewSlidesMpp = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
     json: Json = False,

@@ -102,7 +102,7 @@ def evaluate(
             "--mpp",
             callback=possible_mpp,
             help="Pixel size of the images in µm/px.",
-            show_default="0.25 for the published sets, else from the files",
+            show_default="0.25 for the published sets, else from the last run, project or file",
         ),
     ] = None,
     split: Annotated[

@@ -88,13 +88,14 @@ MppTable = Annotated[
         "(µm/px).",
     ),
 ]
-MppOption = Annotated[
+#: Of slides that no project describes yet.
+NewSlidesMpp = Annotated[
     float | None,
     typer.Option(
         "--mpp",
         callback=possible_mpp,
-        help="Pixel size of the slide at full resolution in µm/px; overrides project and slide.",
-        show_default="from the project, else the slide",
+        help="Pixel size of each new slide at full resolution in µm/px; overrides its file.",
+        show_default="from each slide",
     ),
 ]
 #: Help of every option that takes any model.

@@ -12,7 +12,7 @@ import typer
 
 from qpnuclei.cli.command import Command, Group
 from qpnuclei.cli.completing import complete_image
-from qpnuclei.cli.options import BreakLock, Json, MppOption, ProjectPath, Wait, possible_mpp
+from qpnuclei.cli.options import BreakLock, Json, NewSlidesMpp, ProjectPath, Wait
 from qpnuclei.errors import number_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def create(
             help="Slides to add, in this order: files, folders of them, or patterns (*, ?, **)."
         ),
     ],
-    mpp: MppOption = None,
+    mpp: NewSlidesMpp = None,
     hdab: Hdab = False,
     json: Json = False,
 ) -> None:
@@ -97,15 +97,7 @@ def add(
             show_default=False,
         ),
     ],
-    mpp: Annotated[
-        float | None,
-        typer.Option(
-            "--mpp",
-            callback=possible_mpp,
-            help="Pixel size of the new slides at full resolution in µm/px; overrides the files.",
-            show_default="from each slide",
-        ),
-    ] = None,
+    mpp: NewSlidesMpp = None,
     hdab: Hdab = False,
     wait: Wait = True,
     break_lock: BreakLock = False,

@@ -94,7 +94,7 @@ def train(
             callback=possible_mpp,
             help="Pixel size at full resolution in µm/px; overrides projects and files. "
             "Give it once for all sources, or once for each source in their order.",
-            show_default="from the project, else the file",
+            show_default="from the last run, project or slide",
         ),
     ] = None,
     image_root: ImageRoot = None,

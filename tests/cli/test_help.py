@@ -74,6 +74,19 @@ def test_evaluate_takes_the_models_of_a_run() -> None:
     assert help_of("evaluate", "--model").startswith(help_of("run", "--model"))
 
 
+def test_where_a_pixel_size_comes_from_without_mpp() -> None:
+    found = {
+        " ".join(words): option.help
+        for words in commands()
+        for option in options(words)
+        if "--mpp" in option.opts
+    }
+    # Slides that no project describes have nothing but their files.
+    assert {words for words, said in found.items() if "last run" not in said} == {
+        *("demo", "project add", "project create")
+    }
+
+
 @pytest.mark.parametrize("words", [*commands()], ids=" ".join)
 def test_help_names_no_type_of_a_flag(words: tuple[str, ...]) -> None:
     text = shown(*words)

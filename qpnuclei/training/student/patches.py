@@ -137,8 +137,8 @@ def _check_resolution(sources: Sequence[Source], mpp: float, max_enlargement: fl
         raise UsageError(
             f"{coarse[0].name}{more}: up to {coarsest:.3g} µm/px, coarser than the {mpp:g} µm/px "
             "that the recipe learns at",
-            "leave them out, or train a model for such slides: "
-            f"qpnuclei train --set mpp={coarsest:.3g}",
+            "leave them out, or adapt the packaged model to them alone (up to 1.1 µm/px): qpnuclei "
+            f"adapt; or train a model for them: qpnuclei train --set mpp={coarsest:.3g}",
         )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from qpnuclei.errors import NotFoundError, TrainingError, UsageError
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import LABELS_NOT_STATED, model_hash, read_metadata
-from qpnuclei.models.registry import resolve_model
+from qpnuclei.models.registry import DEFAULT_MODEL, network_for, resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import TrainingCallbacks
 from qpnuclei.training.config import read_recipe
@@ -240,6 +240,11 @@ def test_images_coarser_than_the_recipe_are_refused_by_name(patches, tmp_path):
     ) as e:
         train_student(TINY, sources, tmp_path / "run", device=CPU)
     assert "--set mpp=0.5" in e.value.hint
+    # Adapting takes less, and what the hint says of it is so.
+    assert e.value.hint.index("qpnuclei adapt") < e.value.hint.index("qpnuclei train")
+    network = read_metadata(resolve_model(network_for(DEFAULT_MODEL, 1.1)))
+    limit = network.mpp * read_recipe("adapted")["max_enlargement"]
+    assert f"(up to {limit:g} µm/px)" in e.value.hint
 
 
 def test_a_run_goes_on_from_a_model(run, patches, tmp_path):
