@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.backups import Backup
     from qpnuclei.qupath.native import NativeImage
 
-#: What is counted in a backup; ours are the detections by qpnuclei.
-COUNTED = ("annotations", "detections", "ours")
+#: What is counted in a backup, and the column of each.
+COUNTED = {
+    "annotations": "annotations",
+    "detections": "detections",
+    "detections_by_qpnuclei": "by qpnuclei",
+}
 
 
 def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
@@ -34,7 +38,7 @@ def describe_plan(plans: list[ImagePlan]) -> list[dict[str, Any]]:
                     "name": region.label,
                     "class": region.annotation.class_name if region.annotation else None,
                     "area_mm2": plan.area_mm2(region),
-                    "ours_there": len(existing),
+                    "detections_by_qpnuclei": len(existing),
                 }
                 for region, existing in zip(plan.regions, plan.existing, strict=True)
             ],

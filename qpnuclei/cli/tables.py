@@ -94,7 +94,7 @@ def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
     table.add_column("backup", no_wrap=True)
     table.add_column("saved", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
-    for column in COUNTED if count else ():
+    for column in COUNTED.values() if count else ():
         table.add_column(column, justify="right")
     for image in images:
         for index, backup in enumerate(image.backups()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def test_backups_are_listed(project: Path, qpnuclei: Call) -> None:
     counted = qpnuclei("project", "backups", project, "--count").stdout
     row = next(line for line in counted.splitlines() if backup.id in line)
     assert [cell.strip() for cell in row.split("│")[-4:-1]] == ["9", "7", "0"]
+    header = next(line for line in counted.splitlines() if "backup" in line)
+    columns = ["annotations", "detections", "by qpnuclei"]
+    assert [cell.strip() for cell in header.split("┃")[-4:-1]] == columns
+    (described,) = json.loads(qpnuclei("project", "backups", project, "--count", "--json").stdout)
+    assert described["detections_by_qpnuclei"] == 0
 
 
 def test_no_backups(sample: Sample, qpnuclei: Call) -> None:
