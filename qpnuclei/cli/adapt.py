@@ -186,7 +186,6 @@ def adapt(
 
 def _print(result: Adaptation, folder: Path) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     from qpnuclei.cli.console import print_status, print_warning, stdout
     from qpnuclei.training.adaptation import CARD_FILE, PICTURE_FILE
@@ -197,7 +196,7 @@ def _print(result: Adaptation, folder: Path) -> None:
     for change in result.changes:
         agreements = (change.agreement_before, change.agreement_after)
         table.add_row(
-            Text(change.image),
+            change.image,
             f"{change.area_mm2:.3f}",
             str(change.nuclei_before),
             str(change.nuclei_after),

@@ -57,8 +57,8 @@ def in_one_line(text: str) -> str:
 class PlainConsole(Console):
     """A console without markup and control characters, with full-width tables in pipes.
 
-    A ``str`` is printed as one line. `Text` and tables may have more lines: their callers must pass
-    names through `in_one_line`.
+    A ``str`` is printed as one line, also in the cell of a table. A `Text` may have more lines: its
+    caller must pass names through `in_one_line`.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -75,8 +75,11 @@ class PlainConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print objects, each ``str`` in one line. Text is never wrapped, unlike tables."""
         options.setdefault("soft_wrap", all(isinstance(o, str | Text) for o in objects))
-        one_line = (in_one_line(o) if isinstance(o, str) else o for o in objects)
-        super().print(*one_line, **options)
+        super().print(*objects, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return any ``str`` that is printed, also in a table, as text of one line."""
+        return super().render_str(in_one_line(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -249,7 +252,7 @@ def image_progress(what: str, images: int, quiet: bool) -> Iterator[Callable[[in
     """
     with progress_bar(quiet or not stderr.is_terminal) as bar:
         task = bar.add_task(what, total=images, note="")
-        yield lambda done, image: bar.update(task, completed=done, note=image)
+        yield lambda done, image: bar.update(task, completed=done, note=in_one_line(image))
 
 
 class LinePerMinute:

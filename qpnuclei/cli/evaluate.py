@@ -196,7 +196,7 @@ def evaluate(
 
     from rich.text import Text
 
-    from qpnuclei.cli.console import print_json, print_status, progress_bar, stdout
+    from qpnuclei.cli.console import in_one_line, print_json, print_status, progress_bar, stdout
     from qpnuclei.evaluation.evaluate import EvaluationOptions, evaluate_model
     from qpnuclei.evaluation.page import evaluation_page
 
@@ -217,7 +217,7 @@ def evaluate(
         def progress(stage: str, done: int, total: int | None, note: str) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total, note="")
-            bar.update(tasks[stage], completed=done, total=total, note=note)
+            bar.update(tasks[stage], completed=done, total=total, note=in_one_line(note))
 
         report = evaluate_model(read.images, read.described, options, progress, read.notes)
     # First the files: standard output may fail, for example if its reader has gone.

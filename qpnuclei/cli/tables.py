@@ -47,7 +47,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
         parts.append(Text(f"\n{in_one_line(plan.entry.name)}", style="bold"))
         parts.append(
             Text(
-                f"  {plan.scale.mpp[0]:.4g} µm/px from {plan.mpp_source}, analysed at "
+                f"  {plan.scale.mpp[0]:.4g} µm/px from {in_one_line(plan.mpp_source)}, analysed at "
                 f"{read_at} µm/px with {in_one_line(Path(plan.model).name)}: "
                 f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
             )
@@ -65,8 +65,7 @@ def plan_view(plans: list[ImagePlan]) -> Group:
             for region, existing in zip(plan.regions, plan.existing, strict=True)
         ]
         for label, class_name, (area, earlier) in _shortened(rows):
-            name = in_one_line(class_name or "–")
-            table.add_row(in_one_line(label), name, _mm2(area), f"{earlier:.0f}")
+            table.add_row(label, class_name or "–", _mm2(area), f"{earlier:.0f}")
         parts.append(table)
     return Group(*parts)
 
@@ -99,7 +98,7 @@ def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
     for image in images:
         for index, backup in enumerate(image.backups()):
             table.add_row(
-                in_one_line(image.name) if index == 0 else "",
+                image.name if index == 0 else "",
                 backup.id,
                 f"{backup.saved.astimezone():%Y-%m-%d %H:%M}",
                 decimal(backup.size),
@@ -142,9 +141,9 @@ def summary_table(summary: RunSummary) -> Table:
             if lines is not rows:  # densities do not add up
                 density = nuclei / area if area else math.nan
             table.add_row(
-                in_one_line(image.name) if index == 0 else "",
-                in_one_line(name),
-                in_one_line(class_name or "–"),
+                image.name if index == 0 else "",
+                name,
+                class_name or "–",
                 _mm2(area),
                 f"{nuclei:.0f}",
                 f"{density:.0f}",
@@ -302,7 +301,7 @@ def info_table(content: dict[str, Any]) -> Group:
         if image["path"] is None:
             parts.append(Text(f"  missing: {in_one_line(', '.join(image['uris']))}", style="red"))
         if image["transforms"]:
-            kinds = ", ".join(image["transforms"])
+            kinds = in_one_line(", ".join(image["transforms"]))
             parts.append(Text(f"  transformed ({kinds}): not supported by run", style="red"))
         if "error" in image:
             hint = f" ({image['hint']})" if image["hint"] else ""
@@ -315,7 +314,7 @@ def info_table(content: dict[str, Any]) -> Group:
             row = image["annotations"].get(name, {"count": 0, "area_mm2": None})
             area = "–" if row["area_mm2"] is None else _mm2(row["area_mm2"])
             count = image["detections"].get(name, 0)
-            table.add_row(in_one_line(name or "unclassified"), str(row["count"]), area, str(count))
+            table.add_row(name or "unclassified", str(row["count"]), area, str(count))
         parts.append(table if table.rows else Text("  no annotations, no detections"))
         if image["tma_cores"]:
             parts.append(

@@ -146,7 +146,8 @@ class Report:
                 ],
             ),
         ]
-        return "\n".join(lines) + "\n"
+        # File names may have line feeds.
+        return "".join(line.replace("\n", "\\n") + "\n" for line in lines)
 
     @property
     def about(self) -> str:

@@ -20,7 +20,15 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
-from qpnuclei.cli.console import LineHandler, LinePerMinute, PlainConsole, print_error, visible
+from qpnuclei.cli.console import (
+    LineHandler,
+    LinePerMinute,
+    PlainConsole,
+    image_progress,
+    print_error,
+    stderr,
+    visible,
+)
 from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.qupath.count_table import write_table
 from tests.cli.conftest import Outcome
@@ -96,6 +104,29 @@ def test_a_table_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str], monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert sum("a" * 300 in line and "b" * 300 in line for line in lines) == 1
     assert max(map(len, lines)) < 700  # and no wider than it needs
+
+
+def test_a_name_of_two_lines_is_no_row_of_a_table(
+    sample: Sample, qpnuclei: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table("image", title="of\ntwo lines")
+    table.add_row("a\nfeigned 1")
+    PlainConsole().print(table)
+    said = capsys.readouterr().out
+    assert "a\\nfeigned 1" in said
+    assert "of\\ntwo lines" in said
+    project = rename(sample("0.5.1"), ["a\nfeigned 2", "b", "c"])
+    said = qpnuclei("filter", project, "--dry-run", "--backend", "native").stdout
+    assert "a\\nfeigned 2" in said
+
+
+def test_a_name_of_two_lines_is_one_line_of_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stderr, "_force_terminal", True)
+    with image_progress("report", 2, quiet=False) as progress:
+        progress(1, "a\nfeigned 1")
+    assert "a\\nfeigned 1" in capsys.readouterr().err
 
 
 def test_text_in_a_narrow_terminal_stays_whole_and_tables_are_fitted(

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -93,6 +94,12 @@ def test_json_and_tables(images: list[AnnotatedImage]) -> None:
     assert "<li>Count error of all images together: +0.0%.</li>" in evaluation_page(made, 0)
     widths = {line.count("|") for line in text.split("## Images")[1].splitlines() if line}
     assert len(widths) == 1
+
+
+def test_a_name_of_two_lines_is_no_row_of_its_own(images: list[AnnotatedImage]) -> None:
+    feigned = [replace(images[0], name="a\n| feigned | 1.000 |")]
+    made = report(score_images("perfect", perfect, feigned, 0.25))
+    assert r"| a\n\| feigned \| 1.000 \| | 1.000 |" in made.to_markdown()
 
 
 class _Page(HTMLParser):

@@ -126,6 +126,18 @@ def test_the_card_states_the_batches_of_all_rounds(
     ) in card
 
 
+def test_a_name_of_two_lines_is_one_in_the_card(project: Path, start: Path, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    file = tmp_path / "project" / "project.qpproj"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["images"][1]["imageName"] = "a\n* b"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    command(file, tmp_path / "run", start, "--image", "a*")
+    lines = (tmp_path / "run" / CARD_FILE).read_text(encoding="utf-8").splitlines()
+    assert r"* a\n* b" in lines
+    assert any(line.startswith(r"| a\n* b | ") for line in lines)
+
+
 @pytest.mark.parametrize("mpp", [0.23, 0.27])
 def test_areas_are_in_the_pixels_of_the_slide(
     project: Path, start: Path, tmp_path: Path, mpp: float
