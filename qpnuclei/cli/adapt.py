@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     DeviceOption,
     ImageGlobs,
@@ -17,6 +16,7 @@ from qpnuclei.cli.options import (
     Quiet,
     ResumeTraining,
     Seed,
+    class_option,
     possible_mpp,
 )
 from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, leave_stopped, training_bar
@@ -51,20 +51,16 @@ def adapt(
     image: ImageGlobs = None,
     roi: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--roi",
-            autocompletion=complete_class,
-            metavar="CLASS",
             help="Learn only inside annotations of this class; may repeat.",
             show_default="whole images",
         ),
     ] = None,
     corrections: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--corrections",
-            autocompletion=complete_class,
-            metavar="CLASS",
             help="Also learn from the nuclei in annotations of this class, in which somebody has "
             "drawn or corrected every nucleus, as for evaluate --roi; may repeat.",
             show_default="no labels are used",
@@ -72,9 +68,8 @@ def adapt(
     ] = None,
     truth_class: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--truth-class",
-            autocompletion=complete_class,
             help="With --corrections: class of the drawn nuclei; may repeat.",
             show_default="Nucleus",
         ),

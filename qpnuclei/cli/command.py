@@ -29,7 +29,6 @@ _FEW = 9
 #: Placeholder for the value of an option in the help: its unit or meaning.
 _VALUES = {
     **dict.fromkeys(("image", "roi_name"), "NAME"),
-    **dict.fromkeys(("roi", "exclude", "class_name", "truth_class"), "CLASS"),
     **dict.fromkeys(("image_root", "slides_from", "run_dir", "geojson", "parquet"), "FOLDER"),
     **dict.fromkeys(("mpp", "validation_mpp"), "µm/px"),
     **dict.fromkeys(("max_nucleus", "simplify", "cell_expansion"), "µm"),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qpnuclei.choices import DatasetLayout, Method
-from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     ANY_MODEL,
     DeviceOption,
@@ -18,6 +17,7 @@ from qpnuclei.cli.options import (
     Quiet,
     SpeedOption,
     TtaOption,
+    class_option,
     possible_mpp,
     within,
 )
@@ -49,9 +49,8 @@ def evaluate(
     ],
     roi: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--roi",
-            autocompletion=complete_class,
             help="For a project: class of the annotations in which every nucleus is drawn; may "
             "repeat.",
             show_default=False,
@@ -59,9 +58,8 @@ def evaluate(
     ] = None,
     truth_class: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--truth-class",
-            autocompletion=complete_class,
             help="Class of the drawn nuclei (detections, cells or annotations) in a project or "
             "GeoJSON file; may repeat.",
             show_default="Nucleus in a project; every object of a GeoJSON file",

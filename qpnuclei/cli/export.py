@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpnuclei.choices import DEFAULT_EXCLUDED, ExportedRow, Grouping, NucleusFormat
-from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     ImageGlobs,
@@ -21,6 +20,7 @@ from qpnuclei.cli.options import (
     MppTable,
     ProjectMppOption,
     ProjectPath,
+    class_option,
 )
 from qpnuclei.errors import UsageError, number_of
 
@@ -58,18 +58,16 @@ def export(
     ] = None,
     roi: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--roi",
-            autocompletion=complete_class,
             help="Only annotations of this class, not with --by image; may repeat.",
             show_default="all",
         ),
     ] = None,
     class_name: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--class",
-            autocompletion=complete_class,
             help="Class of the detections that count as nuclei, from any program, also in "
             "areas that qpnuclei did not analyse; may repeat.",
             show_default="detections by qpnuclei, and class Nucleus; with --by nucleus all "

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
@@ -17,6 +16,7 @@ from qpnuclei.cli.options import (
     Json,
     ProjectPath,
     Wait,
+    class_option,
     within,
 )
 
@@ -38,9 +38,8 @@ def filter_nuclei(
     ] = None,
     roi: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--roi",
-            autocompletion=complete_class,
             help="Only in annotations of this class; may repeat.",
             show_default="everywhere",
         ),

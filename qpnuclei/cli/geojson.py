@@ -12,7 +12,7 @@ import typer
 
 from qpnuclei.choices import ExportedObjects
 from qpnuclei.cli.command import Command, Group
-from qpnuclei.cli.completing import complete_class, complete_image
+from qpnuclei.cli.completing import complete_image
 from qpnuclei.cli.options import (
     BackendOption,
     BreakLock,
@@ -20,6 +20,7 @@ from qpnuclei.cli.options import (
     Json,
     ProjectPath,
     Wait,
+    class_option,
 )
 from qpnuclei.errors import number_of
 
@@ -52,9 +53,8 @@ def export_geojson(
     ] = "all",
     roi: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--roi",
-            autocompletion=complete_class,
             help="Only annotations of this class, and the detections in them; may repeat.",
             show_default="all",
         ),
@@ -122,9 +122,8 @@ def import_geojson(
     ] = None,
     class_name: Annotated[
         str | None,
-        typer.Option(
+        class_option(
             "--class",
-            autocompletion=complete_class,
             help="Class of everything that is imported.",
             show_default="the classes in the file",
         ),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP, UNIT_GIB, UNIT_MINUTES, Backend, Device, Speed
-from qpnuclei.cli.completing import complete_image
+from qpnuclei.cli.completing import complete_class, complete_image
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
@@ -34,6 +34,13 @@ def within(
         return given
 
     return check
+
+
+def class_option(flag: str, help: str, show_default: bool | str = True) -> Any:  # noqa: A002
+    """Return an option whose value is a class of the project, which a shell completes."""
+    return typer.Option(
+        flag, autocompletion=complete_class, metavar="CLASS", help=help, show_default=show_default
+    )
 
 
 #: The check of every option that is a pixel size.

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     ImageGlobs,
@@ -17,6 +16,7 @@ from qpnuclei.cli.options import (
     MppTable,
     ProjectMppOption,
     Quiet,
+    class_option,
 )
 
 
@@ -43,9 +43,8 @@ def report(
     ] = None,
     class_name: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--class",
-            autocompletion=complete_class,
             help="Class of the detections that count as nuclei, as for export; may repeat.",
             show_default="detections by qpnuclei, and class Nucleus; in images without a run, all "
             "detections",

@@ -16,7 +16,6 @@ from qpnuclei.choices import (
     OnExisting,
     Precision,
 )
-from qpnuclei.cli.completing import complete_class
 from qpnuclei.cli.options import (
     BackendOption,
     Batch,
@@ -43,6 +42,7 @@ from qpnuclei.cli.options import (
     UnitMinutes,
     Wait,
     Workers,
+    class_option,
     within,
 )
 from qpnuclei.cli.selecting import (
@@ -110,9 +110,7 @@ def run(
     backend: BackendOption = "auto",
     class_name: Annotated[
         str,
-        typer.Option(
-            "--class", autocompletion=complete_class, help="QuPath class of the detections."
-        ),
+        class_option("--class", help="QuPath class of the detections."),
     ] = NUCLEUS_CLASS,
     on_existing: Annotated[
         OnExisting,

@@ -9,18 +9,14 @@ from uuid import UUID
 import typer
 
 from qpnuclei.choices import DEFAULT_EXCLUDED
-from qpnuclei.cli.completing import complete_class
+from qpnuclei.cli.options import class_option
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.selection import Selection
 
 Roi = Annotated[
     list[str] | None,
-    typer.Option(
-        "--roi",
-        autocompletion=complete_class,
-        help="Class of the annotations to analyse; may repeat.",
-    ),
+    class_option("--roi", help="Class of the annotations to analyse; may repeat."),
 ]
 RoiDerived = Annotated[
     bool,
@@ -44,9 +40,8 @@ Tissue = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(
+    class_option(
         "--exclude",
-        autocompletion=complete_class,
         help="Class to leave out of areas and counts; may repeat; '' leaves out none.",
         show_default="'Ignore*'",
     ),

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from qpnuclei.cli.completing import complete_class
-from qpnuclei.cli.options import ImageRoot, Json, Quiet, ResumeTraining, Seed, possible_mpp, within
+from qpnuclei.cli.options import (
+    ImageRoot,
+    Json,
+    Quiet,
+    ResumeTraining,
+    Seed,
+    class_option,
+    possible_mpp,
+    within,
+)
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.training.callbacks import TrainingCallbacks
 
@@ -100,10 +108,8 @@ def train(
     image_root: ImageRoot = None,
     roi: Annotated[
         list[str] | None,
-        typer.Option(
+        class_option(
             "--roi",
-            autocompletion=complete_class,
-            metavar="CLASS",
             help="Train only inside annotations of this class in QuPath projects; may repeat.",
             show_default="whole images",
         ),

@@ -252,7 +252,7 @@ PROGRAM = typer.main.get_command(app)
 NAMING = {
     " ".join([*path, option.opts[0]]): (path, option.opts[0], option.metavar)
     for path, option in options_of(PROGRAM)
-    if option.metavar == "CLASS" or option.opts[0] == "--image"
+    if option.metavar == "CLASS" or option.opts[0] in ("--roi", "--class", "--exclude", "--image")
 }
 
 
