@@ -123,6 +123,7 @@ def preview(
 
     For example: qpnuclei preview project.qpproj --roi Tumor --threshold 0.4,0.5,0.6
     """
+    given = dict(locals())
     models, thresholds, areas = _compared(model, speed, threshold, min_area_um2)
 
     from qpnuclei.cli.console import image_progress, print_json
@@ -142,15 +143,7 @@ def preview(
             f"{source} is a slide: it has no annotations to choose",
             "leave out the --roi options: the tissue is previewed",
         )
-    selection = selection_of(
-        roi=roi,
-        roi_derived=roi_derived,
-        roi_name=roi_name,
-        roi_id=roi_id,
-        roi_all=roi_all,
-        tissue=tissue or is_slide,
-        exclude=exclude,
-    )
+    selection = selection_of({**given, "tissue": tissue or is_slide})
     with leaving_on_interrupt("interrupted: no preview was written"):
         if is_slide:
             if image or image_root:

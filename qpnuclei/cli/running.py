@@ -159,15 +159,7 @@ def options_of(given: dict[str, Any]) -> RunOptions:
 
     workers = given["workers"]
     return RunOptions(
-        selection=selection_of(
-            roi=given["roi"],
-            roi_derived=given["roi_derived"],
-            roi_name=given["roi_name"],
-            roi_id=given["roi_id"],
-            roi_all=given["roi_all"],
-            tissue=given["tissue"],
-            exclude=given["exclude"],
-        ),
+        selection=selection_of(given),
         model=given["model"],
         speed=given["speed"],
         device=given["device"],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -48,26 +48,24 @@ Exclude = Annotated[
 ]
 
 
-def selection_of(
-    *,
-    roi: Sequence[str] | None,
-    roi_derived: bool,
-    roi_name: Sequence[str] | None,
-    roi_id: Sequence[UUID] | None,
-    roi_all: bool,
-    tissue: bool,
-    exclude: Sequence[str] | None,
-) -> Selection:
-    """Return the selection that the options make; an empty ``--exclude`` excludes no class."""
+def selection_of(given: Mapping[str, Any]) -> Selection:
+    """Return the selection that the options make; an empty ``--exclude`` excludes no class.
+
+    Parameters
+    ----------
+    given : mapping
+        The arguments of `run` or `preview`.
+    """
     from qpnuclei.pipeline.selection import Selection
 
+    exclude = given["exclude"]
     return Selection(
-        classes=tuple(roi or ()),
-        derived=roi_derived,
-        names=tuple(roi_name or ()),
-        ids=tuple(roi_id or ()),
-        everything=roi_all,
-        tissue=tissue,
+        classes=tuple(given["roi"] or ()),
+        derived=given["roi_derived"],
+        names=tuple(given["roi_name"] or ()),
+        ids=tuple(given["roi_id"] or ()),
+        everything=given["roi_all"],
+        tissue=given["tissue"],
         excluded=DEFAULT_EXCLUDED if exclude is None else tuple(filter(None, exclude)),
     )
 
