@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,7 +16,7 @@ from qpnuclei.cli.options import BreakLock, Json, NewSlidesMpp, ProjectPath, Wai
 from qpnuclei.errors import number_of
 
 if TYPE_CHECKING:
-    from qpnuclei.qupath.model import ImageEntry
+    from qpnuclei.qupath.model import ImageEntry, Project
 
 project_app = typer.Typer(
     name="project",
@@ -61,7 +61,7 @@ def create(
 
     For example: qpnuclei project create my-project slides/*.svs
     """
-    from qpnuclei.cli.console import add_slide_failure, print_json, stdout
+    from qpnuclei.cli.console import add_slide_failure
     from qpnuclei.cli.inputs import slides_named
     from qpnuclei.qupath.create import create_from_slides
     from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
@@ -72,18 +72,8 @@ def create(
     project = create_from_slides(
         directory, found, mpp, stains=stains, failed=partial(add_slide_failure, failures)
     )
-    if json:
-        images = [
-            {"id": entry.id, "name": entry.name, "mpp": entry.calibration.mpp}
-            for entry in project.images
-        ]
-        print_json({"project": str(project.path), "images": images, "failures": failures})
-        sys.exit(1 if failures else 0)
-    stdout.print(f"{project.path}, images: {len(project.images)}")
-    _print_without_mpp(project.images)
-    if failures:
-        _print_left_out(len(failures))
-        sys.exit(1)
+    said = f"{project.path}, images: {len(project.images)}"
+    _finish(project, "images", project.images, failures, said, json)
 
 
 @project_app.command(cls=Command)
@@ -107,7 +97,7 @@ def add(
 
     For example: qpnuclei project add project.qpproj more-slides/
     """
-    from qpnuclei.cli.console import add_slide_failure, print_json, stdout
+    from qpnuclei.cli.console import add_slide_failure
     from qpnuclei.cli.inputs import slides_named
     from qpnuclei.qupath.adding import add_slides
     from qpnuclei.qupath.project_file import find_project_file
@@ -123,21 +113,30 @@ def add(
             path, found, mpp, stains=stains, failed=partial(add_slide_failure, failures)
         )
     new = [entry for entry in opened.images if entry.id in added]
+    said = f"{opened.path}, images: {len(opened.images)}, of which new: {len(new)}"
+    _finish(opened, "added", new, failures, said, json)
+
+
+def _finish(
+    project: Project,
+    key: str,
+    new: Sequence[ImageEntry],
+    failures: Sequence[dict[str, Any]],
+    said: str,
+    json: bool,
+) -> NoReturn:
+    """Print `said`, or `new` images as JSON under a key, and the slides left out; and exit."""
+    from qpnuclei.cli.console import print_json, stdout
+
     if json:
         images = [{"id": e.id, "name": e.name, "mpp": e.calibration.mpp} for e in new]
-        print_json({"project": str(opened.path), "added": images, "failures": failures})
-        sys.exit(1 if failures else 0)
-    stdout.print(f"{opened.path}, images: {len(opened.images)}, of which new: {len(new)}")
-    _print_without_mpp(new)
-    if failures:
-        _print_left_out(len(failures))
-        sys.exit(1)
-
-
-def _print_left_out(slides: int) -> None:
-    from qpnuclei.cli.console import stdout
-
-    stdout.print(f"left out: {number_of(slides, 'slide')}, see above")
+        print_json({"project": str(project.path), key: images, "failures": failures})
+    else:
+        stdout.print(said)
+        _print_without_mpp(new)
+        if failures:
+            stdout.print(f"left out: {number_of(len(failures), 'slide')}, see above")
+    sys.exit(1 if failures else 0)
 
 
 def _print_without_mpp(images: Sequence[ImageEntry]) -> None:
