@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from qpnuclei.errors import QpnucleiError, number_of
+from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.system.commands import as_typed
 
 if TYPE_CHECKING:
@@ -159,15 +160,17 @@ def print_error(error: QpnucleiError, prefix: str = "") -> None:
         stderr.print(Text.assemble(("hint: ", "bold"), in_one_line(error.hint)))
 
 
-def describe_error(error: QpnucleiError, entry: ImageEntry) -> dict[str, str]:
-    """Return the error of an image as JSON types."""
-    return {"image": entry.name, "image_id": entry.id, "error": error.what, "hint": error.hint}
-
-
 def add_failure(failures: list[dict[str, Any]], entry: ImageEntry, error: QpnucleiError) -> None:
     """Print the error of an image, and add it to `failures` as JSON types."""
-    failures.append(describe_error(error, entry))
+    failures.append(
+        {"image": entry.name, "image_id": entry.id, "error": error.what, "hint": error.hint}
+    )
     print_error(error, error.naming("image", entry.name))
+
+
+def image_alone(entry: ImageEntry, failures: list[dict[str, Any]]) -> standing_alone:
+    """Return a context that prints the error of an image, and adds it to `failures`."""
+    return standing_alone(f"image {entry.name}", partial(add_failure, failures, entry))
 
 
 def add_slide_failure(failures: list[dict[str, Any]], slide: Path, error: QpnucleiError) -> None:

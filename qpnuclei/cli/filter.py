@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,9 +65,9 @@ def filter_nuclei(
 
     Then: qpnuclei filter project.qpproj --min-certainty 0.8
     """
-    from qpnuclei.cli.console import add_failure, print_json, stdout
+    from qpnuclei.cli.console import image_alone, print_json, stdout
     from qpnuclei.cli.tables import certainty_table
-    from qpnuclei.errors import UsageError, standing_alone
+    from qpnuclei.errors import UsageError
     from qpnuclei.qupath.annotation_classes import check_classes
     from qpnuclei.qupath.certainty_filter import STEPS, OwnNuclei
     from qpnuclei.qupath.image_names import match_images
@@ -93,7 +92,7 @@ def filter_nuclei(
     steps = sorted({*STEPS, *(() if min_certainty is None else (min_certainty,))})
     if dry_run:
         for entry in entries:
-            with standing_alone(f"image {entry.name}", partial(add_failure, failures, entry)):
+            with image_alone(entry, failures):
                 own = OwnNuclei.of(entry, classes)
                 seen.append(own)
                 stay = {f"{step:g}": len(own) - int(own.below(step).sum()) for step in steps}
@@ -104,7 +103,7 @@ def filter_nuclei(
         assert min_certainty is not None
         with locked(opened.path.parent, wait=wait, break_lock=break_lock):
             for entry in entries:
-                with standing_alone(f"image {entry.name}", partial(add_failure, failures, entry)):
+                with image_alone(entry, failures):
                     own = OwnNuclei.of(entry, classes)
                     removed = own.remove_below(min_certainty)
                     results.append({**_described(own), "removed": removed})

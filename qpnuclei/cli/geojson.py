@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,8 +65,7 @@ def export_geojson(
 
     For example: qpnuclei geojson export project.qpproj -o geojson --objects annotations
     """
-    from qpnuclei.cli.console import add_failure, print_json, print_some, stdout
-    from qpnuclei.errors import standing_alone
+    from qpnuclei.cli.console import image_alone, print_json, print_some, stdout
     from qpnuclei.qupath.annotation_classes import check_classes
     from qpnuclei.qupath.geojson.exporting import export_image
     from qpnuclei.qupath.image_names import match_images
@@ -81,7 +79,7 @@ def export_geojson(
     results: list[dict[str, Any]] = []
 
     for entry in entries:
-        with standing_alone(f"image {entry.name}", partial(add_failure, results, entry)):
+        with image_alone(entry, results):
             done = export_image(
                 opened,
                 entry,
@@ -140,8 +138,8 @@ def import_geojson(
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
-    from qpnuclei.cli.console import add_failure, print_json
-    from qpnuclei.errors import NotFoundError, UsageError, standing_alone
+    from qpnuclei.cli.console import image_alone, print_json
+    from qpnuclei.errors import NotFoundError, UsageError
     from qpnuclei.qupath.geojson.file_names import image_of_file
     from qpnuclei.qupath.geojson.importing import import_file
     from qpnuclei.qupath.image_names import one_image
@@ -163,7 +161,7 @@ def import_geojson(
 
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for path, entry in zip(files, entries, strict=True):
-            with standing_alone(f"image {entry.name}", partial(add_failure, results, entry)):
+            with image_alone(entry, results):
                 done = import_file(opened, entry, path, class_name)
                 results.append({"file": str(path), **_described(entry, done)})
                 _print_import(entry, path, done, quiet=json)

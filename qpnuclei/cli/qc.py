@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -43,8 +42,7 @@ def qc(
 
     For example: qpnuclei qc project.qpproj
     """
-    from qpnuclei.cli.console import add_failure, print_json, stdout
-    from qpnuclei.errors import standing_alone
+    from qpnuclei.cli.console import image_alone, print_json, stdout
     from qpnuclei.pipeline.planning.artefacts import mark_artefacts
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import asked_mpp
@@ -57,7 +55,7 @@ def qc(
     results: list[dict[str, Any]] = []
     with locked(opened.path.parent, wait=wait, break_lock=break_lock):
         for entry in entries:
-            with standing_alone(f"image {entry.name}", partial(add_failure, results, entry)):
+            with image_alone(entry, results):
                 done = mark_artefacts(opened, entry, asked, write=not dry_run)
                 results.append({"image": entry.name, "image_id": entry.id, **asdict(done)})
                 if not json:

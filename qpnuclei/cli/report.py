@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,13 +65,7 @@ def report(
 
     For example: qpnuclei report project.qpproj -o report.html
     """
-    from qpnuclei.cli.console import (
-        describe_error,
-        image_progress,
-        print_error,
-        print_json,
-        print_status,
-    )
+    from qpnuclei.cli.console import add_failure, image_progress, print_json, print_status
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
@@ -106,11 +100,11 @@ def report(
     )
     with image_progress("report", len(entries), quiet) as progress:
         failed = write_report(opened, entries, path, runs, options, progress)
-    if json:
-        failures = [describe_error(error, entry) for entry, error in failed]
-        print_json({"report": str(path), "images": len(entries), "failures": failures})
     print_status(f"report: {path}")
+    failures: list[dict[str, Any]] = []
     for entry, error in failed:
-        print_error(error, error.naming("image", entry.name))
-    if failed:
+        add_failure(failures, entry, error)
+    if json:
+        print_json({"report": str(path), "images": len(entries), "failures": failures})
+    if failures:
         sys.exit(1)

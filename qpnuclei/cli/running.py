@@ -53,7 +53,7 @@ def show_plan(
     parts : sequence of (sequence of ImageEntry, RunOptions)
         Images of one or more projects, and the options for them.
     """
-    from qpnuclei.cli.console import describe_error, print_error, stdout
+    from qpnuclei.cli.console import add_failure, stdout
     from qpnuclei.cli.descriptions import describe_plan
     from qpnuclei.cli.tables import plan_view
     from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
@@ -69,9 +69,9 @@ def show_plan(
         failed += unplanned
     if not json:
         stdout.print(plan_view(plans), soft_wrap=True)
+    failures: list[dict[str, Any]] = []
     for entry, error in failed:
-        print_error(error, error.naming("image", entry.name))
-    failures = [describe_error(error, entry) for entry, error in failed]
+        add_failure(failures, entry, error)
     return {"plan": describe_plan(plans), "failures": failures}, bool(failed)
 
 
