@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from qpnuclei.errors import FormatError, number_of
+from qpnuclei.errors import number_of
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels
 from qpnuclei.evaluation.formats import read_dataset
@@ -31,6 +31,7 @@ from qpnuclei.slides.recolour import recolour
 from qpnuclei.slides.reinhard import reinhard_statistics
 from qpnuclei.slides.resolution import working_downsample
 from qpnuclei.slides.scaling import scaled
+from qpnuclei.system.files import unreadable
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def _digest_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def at_resolution(

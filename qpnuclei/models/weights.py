@@ -12,6 +12,7 @@ import safetensors
 
 from qpnuclei.errors import ModelError
 from qpnuclei.models.metadata import RETRAIN
+from qpnuclei.system.files import unreadable
 
 Weights = dict[str, npt.NDArray[Any]]
 
@@ -39,9 +40,8 @@ def read_weights(path: Path) -> Weights:
                     raise _bad_weight(path, name, f"is stored as {stored_as}")
                 weights[name] = file.get_tensor(name)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ModelError(
-            f"model file {path} cannot be read: {error}", "copy or download it again"
-        ) from error
+        hint = "copy or download it again"
+        raise unreadable(f"model file {path}", error, ModelError, hint) from error
     for name, weight in weights.items():
         if weight.dtype == np.int64:
             continue

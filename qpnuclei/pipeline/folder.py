@@ -30,6 +30,7 @@ from qpnuclei.system.files import (
     read_regular,
     remove_leftovers,
     resolved,
+    unreadable,
     write_atomically,
 )
 from qpnuclei.system.interrupts import interrupt_postponed
@@ -169,7 +170,7 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise FormatError(f"{self._failures_path} cannot be read: {error.strerror}") from error
+            raise unreadable(self._failures_path, error) from error
         found = []
         for number, line in enumerate(lines, start=1):
             try:

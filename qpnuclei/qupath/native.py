@@ -34,7 +34,7 @@ from qpnuclei.qupath.transaction import (
 from qpnuclei.qupath.uris import find_image
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
-from qpnuclei.system.files import read_regular
+from qpnuclei.system.files import read_regular, unreadable
 from qpnuclei.system.locks import locked
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class NativeImage:
             self._check_reachable()
             return None, ABSENT
         except OSError as error:
-            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
         return data, fingerprint
 
     def _check_reachable(self) -> None:
@@ -349,7 +349,7 @@ class NativeImage:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise FormatError(f"{self.data_path}: cannot be read: {error.strerror}") from error
+            raise unreadable(self.data_path, error) from error
         return status.st_size, status.st_mtime_ns, status.st_ino
 
     def _new_data_file(self) -> DataFile:
@@ -411,7 +411,7 @@ def _bytes_of(path: Path) -> bytes:
     try:
         return read_regular(path)
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def _digest(data_file: DataFile) -> str:

@@ -17,7 +17,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.resolution import agree, resolve_mpp, same_mpp
-from qpnuclei.system.files import read_regular
+from qpnuclei.system.files import read_regular, unreadable
 
 _log = logging.getLogger(__name__)
 
@@ -258,8 +258,7 @@ def mpp_rows(path: Path) -> Iterator[tuple[str, str, float]]:
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file", _NO_TABLE) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FormatError(f"{path}: cannot be read: {reason}", _NO_TABLE) from None
+        raise unreadable(path, error, hint=_NO_TABLE) from None
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ("\t", ";") if mark in header), ",")
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)

@@ -13,7 +13,7 @@ from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, UsageErro
 from qpnuclei.qupath.model import ImageServer, PathClass, packed_rgb
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
-from qpnuclei.system.files import one_spelling_each, read_regular, resolved
+from qpnuclei.system.files import one_spelling_each, read_regular, resolved, unreadable
 from qpnuclei.system.json_text import parse_json
 
 Json = dict[str, Any]
@@ -77,7 +77,7 @@ def read_json(path: Path, what: str) -> Json:
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: {what} is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import FormatError, QpnucleiError, UsageError, number_of
+from qpnuclei.errors import QpnucleiError, UsageError, number_of
 from qpnuclei.qupath.adding import add_slides, new_ones
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.create import PROJECT_NAME, check_new_folder, create_from_slides
@@ -21,7 +21,13 @@ from qpnuclei.qupath.pixel_size import AskedMpp, Mpp, project_mpp
 from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.qupath.transaction import digest_of_file
 from qpnuclei.slides.resolution import agree
-from qpnuclei.system.files import make_folder_below, read_regular, saving, write_atomically
+from qpnuclei.system.files import (
+    make_folder_below,
+    read_regular,
+    saving,
+    unreadable,
+    write_atomically,
+)
 
 #: Marks a project that was made from slides, and lists the files beside it that qpnuclei wrote.
 MARK = f"{OWN_FOLDER}/results.json"
@@ -133,7 +139,7 @@ class ResultsFolder:
             files = json.loads(read_regular(path))["files"]
             return {str(name): str(digest) for name, digest in files.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise FormatError(f"{path} cannot be read: {error}", "name a new folder") from error
+            raise unreadable(path, error, hint="name a new folder") from error
 
 
 def _mark(files: dict[str, str]) -> bytes:

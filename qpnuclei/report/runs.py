@@ -17,7 +17,7 @@ from qpnuclei.pipeline.summary import RECORD
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry
 from qpnuclei.qupath.project_file import OWN_FOLDER
-from qpnuclei.system.files import read_regular, resolved
+from qpnuclei.system.files import read_regular, resolved, unreadable
 from qpnuclei.system.json_text import parse_json
 
 _log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def read_run(folder: Path) -> Run:
     try:
         content = parse_json(read_regular(path).decode())
     except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read: {error}", "give the project instead") from error
+        raise unreadable(path, error, hint="give the project instead") from error
     if not isinstance(content, dict):
         raise FormatError(f"{path} is not the record of a run", "give the project instead")
     return Run(path, content)

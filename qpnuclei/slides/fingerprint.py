@@ -8,7 +8,7 @@ from pathlib import Path
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.dicom import needed_series_of, series_of
 from qpnuclei.slides.files import named_in_index
-from qpnuclei.system.files import open_regular
+from qpnuclei.system.files import open_regular, unreadable
 from qpnuclei.system.unicode_forms import nfc
 
 #: Bytes to read at the start and the end of a file, where headers and directories are.
@@ -48,7 +48,7 @@ def slide_fingerprint(path: Path) -> str:
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist", "is its drive still connected?") from error
     except OSError as error:
-        raise SlideError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error, SlideError) from error
     return digest.hexdigest()
 
 

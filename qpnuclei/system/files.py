@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from qpnuclei.errors import NotFoundError, QpnucleiError, SaveError
+from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, SaveError
 from qpnuclei.system.interrupts import interrupt_postponed
 from qpnuclei.system.processes import Process, made_by_ended_process
 
@@ -357,6 +357,14 @@ def check_folder(folder: Path, what: str) -> None:
     if not folder.is_dir():
         problem = "not a folder" if folder.exists() else "no such folder"
         raise NotFoundError(f"{folder}: {problem}", f"name the folder {what}")
+
+
+def unreadable(
+    path: Path | str, error: Exception, kind: type[QpnucleiError] = FormatError, hint: str = ""
+) -> QpnucleiError:
+    """Return the error, to be raised, about a file that cannot be read."""
+    reason = getattr(error, "strerror", None) or error
+    return kind(f"{path} cannot be read: {reason}", hint)
 
 
 def _unwritable(path: Path, error: OSError) -> SaveError:

@@ -97,7 +97,7 @@ def test_what_is_not_there_is_said_before_all_else(
         ("info {} --image-root nowhere", "nowhere: no such folder"),
         ("run {} --roi Tumor --image-root other.tif", "other.tif: not a folder"),
         ("export {} -o t.csv --mpp-table nowhere", "nowhere: no such file"),
-        ("report {} -o r.html --mpp-table folder", "folder: cannot be read"),
+        ("report {} -o r.html --mpp-table folder", "folder cannot be read"),
         ("geojson import {} --image 1 folder", "folder is a folder"),
         ("run {} --roi Tumor --mpp 0.5 --run-dir other.tif", "other.tif is not a folder"),
         ("export {} -o other.tif/t.csv", "other.tif is not a folder"),

@@ -424,7 +424,7 @@ def test_a_table_of_pixel_sizes_has_an_end(sample: Sample, tmp_path: Path, qpnuc
             *("--mpp-table", path),
         )
         assert outcome.exit_code == 1
-        assert f"{path}: cannot be read: not a regular file" in str(outcome.error)
+        assert f"{path} cannot be read: not a regular file" in str(outcome.error)
 
 
 def test_an_input_whose_name_is_too_long_is_one_error(sample: Sample, program: Program) -> None:

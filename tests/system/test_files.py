@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qpnuclei.errors import SaveError
+from qpnuclei.errors import SaveError, SlideError
 from qpnuclei.nuclei.exports.spatialdata_store import check_store
 from qpnuclei.qupath.create import check_new_folder
 from qpnuclei.qupath.results import ResultsFolder
@@ -27,6 +27,7 @@ from qpnuclei.system.files import (
     remove_leftovers,
     resolved,
     temporary_prefix,
+    unreadable,
     write_atomically,
 )
 from qpnuclei.system.processes import Process
@@ -155,6 +156,18 @@ def test_a_full_disk_is_told_with_what_is_free_and_where(tmp_path: Path) -> None
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("data.qpdata", b"before")
     ]
+
+
+def test_an_error_about_an_unreadable_file_has_a_reason_and_no_more() -> None:
+    for error, reason in (
+        (PermissionError(errno.EACCES, "Permission denied", "a/plan.json"), "Permission denied"),
+        (OSError("the drive is gone"), "the drive is gone"),  # it has no strerror
+        (ValueError("no JSON"), "no JSON"),
+    ):
+        found = unreadable(Path("a/plan.json"), error, SlideError, "copy it again")
+        assert isinstance(found, SlideError)
+        assert found.what == f"{Path('a/plan.json')} cannot be read: {reason}"
+        assert found.hint == "copy it again"
 
 
 def test_what_others_leave_in_a_folder_is_not_its_content(tmp_path: Path) -> None:

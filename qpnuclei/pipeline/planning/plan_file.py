@@ -32,7 +32,7 @@ from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.checked import FieldError, checked
-from qpnuclei.system.files import check_folder, read_regular
+from qpnuclei.system.files import check_folder, read_regular, unreadable
 from qpnuclei.tiling.plan import TilePlan
 
 #: Version of ``plan.json`` and the shards: no other is read.
@@ -223,7 +223,7 @@ class RunPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 f"{path} does not exist", "give the folder that qpnuclei plan made"
             ) from error
         except OSError as error:
-            raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
         try:
             content = json.loads(text)
             made_by = content["qpnuclei"]

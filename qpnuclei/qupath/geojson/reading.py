@@ -13,6 +13,7 @@ from qpnuclei.qupath.geojson.features import objects_of
 from qpnuclei.qupath.geojson.json_stream import Scanner, open_texts, read_values
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.problems import GeoJsonError, Problems, Reporter
+from qpnuclei.system.files import unreadable
 
 
 def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJsonObject]:
@@ -60,5 +61,4 @@ def read_objects(path: Path, problems: Problems | None = None) -> Iterator[GeoJs
             f"{path}, feature {index}: {error}", "the file is damaged; export it again"
         ) from error
     except (OSError, RuntimeError, NotImplementedError) as error:  # the last two are from zipfile
-        reason = getattr(error, "strerror", None) or error
-        raise FormatError(f"{path}, feature {index}: cannot be read: {reason}") from error
+        raise unreadable(f"{path}, feature {index}", error) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from qpnuclei.errors import FormatError, QpnucleiError, SaveError
 from qpnuclei.qupath.model import ABSENT
 from qpnuclei.qupath.transaction import digest_of_file
-from qpnuclei.system.files import TEMPORARY_PREFIX
+from qpnuclei.system.files import TEMPORARY_PREFIX, unreadable
 
 #: The end of the file in a Java object stream: a string and its length.
 _END_MARK = b"t\0\3EOF"
@@ -73,4 +73,4 @@ def fingerprint_of(file: Path) -> str:
             ) from None
         return ABSENT
     except OSError as error:
-        raise FormatError(f"{file}: cannot be read: {error.strerror}") from error
+        raise unreadable(file, error) from error

@@ -27,6 +27,7 @@ from pathlib import Path
 from qpnuclei.errors import NotFoundError, SlideError
 from qpnuclei.slides.readers import openslide, plain, tiff
 from qpnuclei.slides.readers.reader import CONVERT, SlideReader, needing_packages, reading
+from qpnuclei.system.files import unreadable
 
 __all__ = ["check_no_zarr", "check_regular_file", "open_reader"]
 
@@ -110,7 +111,7 @@ def check_regular_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such slide", "check the path") from error
     except OSError as error:
-        raise SlideError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+        raise unreadable(path, error, SlideError, "check the path") from error
     if stat.S_ISDIR(mode):
         check_no_zarr(path)
         raise SlideError(f"{path} is a folder, not a slide", "name the slide file itself")
