@@ -19,7 +19,7 @@ from qpnuclei.cli.options import (
     class_option,
     possible_mpp,
 )
-from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, leave_stopped, training_bar
+from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, leave_stopped
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
 
@@ -134,7 +134,7 @@ def adapt(
         images=image or (),
     )
 
-    from qpnuclei.cli.console import print_json, print_status
+    from qpnuclei.cli.console import print_json, print_status, progress_bar
     from qpnuclei.evaluation.boxes import read_corrected
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.interrupts import asking_to_stop
@@ -157,7 +157,7 @@ def adapt(
     print_status(f"adapting {start} to {number_of(len(found), 'image')} on {chosen}")
     with (
         keep_freed_memory(),
-        training_bar(quiet) as bar,
+        progress_bar(quiet, long_notes=True) as bar,
         asking_to_stop(STOPPING) as interrupted,
     ):
         result = adapt_model(

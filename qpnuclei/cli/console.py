@@ -192,10 +192,11 @@ def print_some(what: str, reasons: Sequence[str]) -> None:
         print_warning(f"{what}: {len(reasons) - MOST_LISTED} more")
 
 
-def progress_bar(quiet: bool = False) -> Progress:
-    """Return a progress bar on standard error with a note and the remaining time.
+def progress_bar(quiet: bool, long_notes: bool = False) -> Progress:
+    """Return a progress bar on standard error with a note, the time and the remaining time.
 
-    It is not shown if `quiet`, or if status lines are not.
+    It is not shown if `quiet`, or if status lines are not. With `long_notes`, the bar is shorter
+    and has no times.
     """
     from rich.progress import (
         BarColumn,
@@ -208,17 +209,16 @@ def progress_bar(quiet: bool = False) -> Progress:
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20 if long_notes else 40),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *(() if long_notes else (TimeElapsedColumn(), TimeRemainingColumn())),
     )
     return Progress(*columns, console=stderr, disable=quiet or not shows_status())
 
 
 @contextmanager
-def tile_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int, int], None]]:
+def tile_progress(quiet: bool) -> Iterator[Callable[[str, int, int, int], None]]:
     """Show a progress bar of tiles per image, with nuclei so far and remaining time.
 
     If standard error is not a terminal, print a line every minute instead. Tiles extend beyond the

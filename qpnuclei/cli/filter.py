@@ -95,7 +95,7 @@ def filter_nuclei(
             with image_alone(entry, failures):
                 own = OwnNuclei.of(entry, classes)
                 seen.append(own)
-                stay = {f"{step:g}": len(own) - int(own.below(step).sum()) for step in steps}
+                stay = {f"{step:g}": own.staying(step) for step in steps}
                 results.append({**_described(own), "stay": stay})
         if not json and seen:
             stdout.print(certainty_table(seen, steps))

@@ -333,8 +333,8 @@ def certainty_table(images: Sequence[OwnNuclei], steps: Sequence[float]) -> Tabl
     for column in ("now", *(f"{step:g}" for step in steps)):
         table.add_column(column, justify="right")
     for own in images:
-        stay = [len(own) - int(own.below(step).sum()) for step in steps]
-        table.add_row(own.entry.name, str(len(own)), *map(str, stay))
+        stay = [str(own.staying(step)) for step in steps]
+        table.add_row(own.entry.name, str(len(own)), *stay)
     return table
 
 

@@ -191,7 +191,7 @@ def train(
 
     found = find_sources(sources, mpp=mpp or (), roi=roi or (), image_root=image_root)
 
-    from qpnuclei.cli.console import print_json, print_status, stdout
+    from qpnuclei.cli.console import print_json, print_status, progress_bar, stdout
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
     from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
@@ -203,7 +203,7 @@ def train(
     with (
         keep_freed_memory(),
         process_group(resolve_device(device)) as torch_device,
-        training_bar(quiet or rank() > 0) as bar,  # only rank 0 prints
+        progress_bar(quiet or rank() > 0, long_notes=True) as bar,  # only rank 0 prints
         asking_to_stop(STOPPING if rank() == 0 else "") as interrupted,
     ):
         if student and world_size() > 1:
@@ -341,21 +341,6 @@ class ConsoleCallbacks(TrainingCallbacks):
 
         if shows_status():
             self._bar.console.print(line)
-
-
-def training_bar(quiet: bool) -> Progress:
-    """Return a progress bar on standard error for `ConsoleCallbacks`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from qpnuclei.cli.console import shows_status, stderr
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    return Progress(*columns, console=stderr, disable=quiet or not shows_status())
 
 
 #: Labels of the metrics in the progress bar, in order.

@@ -101,6 +101,10 @@ class OwnNuclei:
         below: npt.NDArray[np.bool_] = self.certainty.astype(np.float32) < np.float32(least)
         return below & ~self.locked
 
+    def staying(self, least: float) -> int:
+        """Return how many are left if those `below` the value are removed."""
+        return len(self) - int(self.below(least).sum())
+
     def remove_below(self, least: float) -> int:
         """Remove the detections below `least` from the project, with a backup; return how many.
 
