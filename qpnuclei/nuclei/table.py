@@ -20,8 +20,6 @@ from qpnuclei.errors import number_of
 #: Measurements that the `repr` of a table shows.
 _SHOWN = 6
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
 
 @dataclass(frozen=True, eq=False)
 class NucleiTable:

@@ -17,6 +17,7 @@ from qpnuclei.segmentation.labels import clean_labels
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.segmentation.quantised import (
     ATTENTION_OF_LEVEL,
+    FloatMap,
     QuantisedAttention,
     check_finite,
     quantise_attention,
@@ -24,7 +25,6 @@ from qpnuclei.segmentation.quantised import (
 from qpnuclei.segmentation.sidecar import PROBABILITY, Sidecar, StarDistOutput
 from qpnuclei.segmentation.watershed import LabelArray
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 Found: TypeAlias = tuple[LabelArray, dict[str, ScoreMap]]
 
 #: float32 cannot represent every integer above it.
@@ -178,9 +178,7 @@ def _suppressed(polygons: npt.NDArray[Any], overlap: float) -> list[int]:
     return kept
 
 
-def _array(
-    outputs: Sequence[npt.NDArray[Any]], index: int, what: str, dimensions: int
-) -> FloatArray:
+def _array(outputs: Sequence[npt.NDArray[Any]], index: int, what: str, dimensions: int) -> FloatMap:
     if (
         index >= len(outputs)
         or outputs[index].ndim != dimensions
@@ -206,7 +204,7 @@ def _cropped(maps: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]
     return maps[:, : shape[0], : shape[1]]
 
 
-def _probability(values: FloatArray) -> FloatArray:
+def _probability(values: FloatMap) -> FloatMap:
     """Return a probability as it is, after a check that it is one."""
     low, high = values.min(initial=0), values.max(initial=1)
     if low < -_ROUNDING or high > 1 + _ROUNDING:
@@ -217,7 +215,7 @@ def _probability(values: FloatArray) -> FloatArray:
     return values
 
 
-def _quantised(probability: FloatArray) -> QuantisedAttention:
+def _quantised(probability: FloatMap) -> QuantisedAttention:
     levels = quantise_attention(np.clip(probability, 0, 1).astype(np.float32))
     check_finite(levels)
     return levels

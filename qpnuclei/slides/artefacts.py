@@ -16,7 +16,7 @@ from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import ink_of
 
-FloatArray = npt.NDArray[np.float32]
+Float = npt.NDArray[np.float32]
 
 #: Working resolution in µm/px: fine enough to show the edges of nuclei.
 _MPP = 1.0
@@ -61,11 +61,11 @@ class CellValues:
         Root mean square of the density's Laplacian, divided by `contrast`.
     """
 
-    tissue: FloatArray
-    pen: FloatArray
-    lightest: FloatArray
-    contrast: FloatArray
-    sharpness: FloatArray
+    tissue: Float
+    pen: Float
+    lightest: Float
+    contrast: Float
+    sharpness: Float
 
 
 def find_artefacts(slide: Slide, mpp: tuple[float, float]) -> dict[str, shapely.MultiPolygon]:

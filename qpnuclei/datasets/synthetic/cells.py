@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from qpnuclei.datasets.synthetic.layout import Layout
 
-Float = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 
 _N_VERTICES = 48
 
@@ -88,10 +88,10 @@ class Nuclei:
     vesicular : (N,) bool ndarray
     """
 
-    outlines: Float
-    centres: Float
+    outlines: FloatArray
+    centres: FloatArray
     types: npt.NDArray[np.int64]
-    haematoxylin: Float
+    haematoxylin: FloatArray
     vesicular: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ def place_nuclei(layout: Layout, lumina: shapely.Geometry, rng: np.random.Genera
     return candidates.take(kept[np.argsort(candidates.centres[kept, 1], kind="stable")])
 
 
-def _places(cell: CellType, layout: Layout, rng: np.random.Generator) -> Float:
+def _places(cell: CellType, layout: Layout, rng: np.random.Generator) -> FloatArray:
     """Jittered grid points where nuclei of this type may lie."""
     x, y = np.meshgrid(
         np.arange(cell.spacing / 2, layout.width, cell.spacing),
@@ -170,7 +170,7 @@ def _places(cell: CellType, layout: Layout, rng: np.random.Generator) -> Float:
 
 
 def _candidates(
-    index: int, cell: CellType, centres: Float, layout: Layout, rng: np.random.Generator
+    index: int, cell: CellType, centres: FloatArray, layout: Layout, rng: np.random.Generator
 ) -> Nuclei:
     n = len(centres)
     t = np.linspace(0, 2 * np.pi, _N_VERTICES, endpoint=False)
@@ -197,7 +197,7 @@ def _candidates(
     return Nuclei(outlines, centres, np.full(n, index), low + (high - low) * dark, vesicular)
 
 
-def _fibre_angle(layout: Layout, points: Float) -> Float:
+def _fibre_angle(layout: Layout, points: FloatArray) -> FloatArray:
     """Direction of the collagen: along the contour lines of the flow."""
     dy, dx = (np.asarray(d, np.float32) for d in np.gradient(layout.flow))
     along = np.arctan2(layout.at(dx, points), -layout.at(dy, points))

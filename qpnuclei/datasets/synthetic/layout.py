@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.ndimage
 import shapely
 
-Float = npt.NDArray[np.float32]
+FloatMap = npt.NDArray[np.float32]
 Unit = tuple[float, float]
 
 #: Level-0 px per pixel of the coarse fields.
@@ -77,22 +77,22 @@ class Layout:
 
     width: int
     height: int
-    tissue: Float
-    nest: Float
-    lymphoid: Float
-    fat: Float
-    pen: Float
-    flow: Float
+    tissue: FloatMap
+    nest: FloatMap
+    lymphoid: FloatMap
+    fat: FloatMap
+    pen: FloatMap
+    flow: FloatMap
     vessels: list[npt.NDArray[np.float64]]
 
-    def at(self, field: Float, points: npt.NDArray[np.floating[Any]]) -> Float:
+    def at(self, field: FloatMap, points: npt.NDArray[np.floating[Any]]) -> FloatMap:
         """Sample a field at (N, 2) points given in level-0 px."""
         row_column = points[:, ::-1].T / COARSE - 0.5
         return np.asarray(
             scipy.ndimage.map_coordinates(field, row_column, order=1, mode="nearest"), np.float32
         )
 
-    def rows(self, field: Float, top: int, count: int, step: int = 1) -> Float:
+    def rows(self, field: FloatMap, top: int, count: int, step: int = 1) -> FloatMap:
         """Enlarge `count` rows of a field, from row `top`, to pixels of `step` level-0 px."""
         return enlarge(field, step / COARSE, top, count, self.width // step)
 
@@ -102,13 +102,13 @@ def make_layout(size: tuple[int, int], rng: np.random.Generator) -> Layout:
     width, height = size
     shape = -(-height // COARSE), -(-width // COARSE)
 
-    def waves(sigma: float, amplitude: float) -> Float:
+    def waves(sigma: float, amplitude: float) -> FloatMap:
         return smooth_noise(shape, sigma, rng) * np.float32(amplitude)
 
-    def around(shapes: tuple[tuple[Unit, ...], ...]) -> Float:
+    def around(shapes: tuple[tuple[Unit, ...], ...]) -> FloatMap:
         return _signed_distance([_closed_curve(points, size) for points in shapes], shape)
 
-    def discs(circles: tuple[tuple[Unit, float], ...]) -> Float:
+    def discs(circles: tuple[tuple[Unit, float], ...]) -> FloatMap:
         return _signed_distance(
             [_ellipse(centre, (r * width, r * width), 0, size) for centre, r in circles], shape
         )
@@ -209,7 +209,7 @@ def demo_annotations(size: tuple[int, int]) -> tuple[DemoAnnotation, ...]:
     )  # fmt: skip
 
 
-def enlarge(field: Float, scale: float, top: int, count: int, width: int) -> Float:
+def enlarge(field: FloatMap, scale: float, top: int, count: int, width: int) -> FloatMap:
     """Return `count` rows, from row `top`, of a field enlarged by ``1 / scale``."""
     shift = scale / 2 - 0.5
     matrix = np.array([[scale, 0, shift], [0, scale, top * scale + shift]])
@@ -225,7 +225,7 @@ def enlarge(field: Float, scale: float, top: int, count: int, width: int) -> Flo
     )
 
 
-def smooth_noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> Float:
+def smooth_noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> FloatMap:
     """Gaussian-filtered white noise of mean 0 and standard deviation 1."""
     noise = cv2.GaussianBlur(
         rng.standard_normal(shape, np.float32), (0, 0), sigma, borderType=cv2.BORDER_REFLECT
@@ -267,13 +267,13 @@ def _ellipse(
     )
 
 
-def _signed_distance(outlines: list[npt.NDArray[np.float64]], shape: tuple[int, int]) -> Float:
+def _signed_distance(outlines: list[npt.NDArray[np.float64]], shape: tuple[int, int]) -> FloatMap:
     mask = np.zeros(shape, np.uint8)
     cv2.fillPoly(mask, [np.round(o / COARSE).astype(np.int32) for o in outlines], 1)
     return _distance(mask)
 
 
-def _distance(mask: npt.NDArray[np.uint8]) -> Float:
+def _distance(mask: npt.NDArray[np.uint8]) -> FloatMap:
     return ((_to_zero(mask) - _to_zero(1 - mask)) * COARSE).astype(np.float32)
 
 

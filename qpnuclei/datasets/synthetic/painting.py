@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from qpnuclei.datasets.synthetic.cells import CELL_TYPES, TUMOUR, Nuclei
-from qpnuclei.datasets.synthetic.layout import Float, Layout, enlarge, smooth_noise
+from qpnuclei.datasets.synthetic.layout import FloatMap, Layout, enlarge, smooth_noise
 from qpnuclei.slides.pixels import RGB
 
 # Optical density of red, green and blue per unit of stain.
@@ -125,10 +125,10 @@ class Painter:
         strip += noise.standard_normal(strip.shape, np.float32) * np.float32(1.6)
         return np.asarray(np.clip(np.rint(strip), 0, 255), np.uint8)
 
-    def _rows(self, field: Float, top: int, count: int) -> Float:
+    def _rows(self, field: FloatMap, top: int, count: int) -> FloatMap:
         return self._layout.rows(field.astype(np.float32), top, count)
 
-    def _background(self, y0: int, n: int) -> tuple[Float, Float]:
+    def _background(self, y0: int, n: int) -> tuple[FloatMap, FloatMap]:
         """Haematoxylin and eosin of everything but nuclei."""
         layout, width = self._layout, self._layout.width
         fine = self._fine.rows(y0, n, width)
@@ -166,14 +166,14 @@ class Painter:
         haematoxylin = haematoxylin * (1 - lumen) * tissue
         return np.maximum(haematoxylin, 0), np.maximum(eosin, 0)
 
-    def _ink(self, y0: int, n: int) -> Float:
+    def _ink(self, y0: int, n: int) -> FloatMap:
         pen = self._rows(self._layout.pen, y0, n)
         if pen.max() < -40:
             return np.zeros_like(pen)
         streaks = self._clumps.rows(y0, n, self._layout.width)
         return np.asarray(_step(pen, 14) * np.clip(0.52 + 0.05 * streaks, 0, 1), np.float32)
 
-    def _paint_nuclei(self, haematoxylin: Float, eosin: Float, y0: int) -> None:
+    def _paint_nuclei(self, haematoxylin: FloatMap, eosin: FloatMap, y0: int) -> None:
         tops = self._nuclei.outlines[:, :, 1].min(axis=1)
         bottoms = self._nuclei.outlines[:, :, 1].max(axis=1)
         occupied = np.zeros(eosin.shape, np.float32)
@@ -181,7 +181,7 @@ class Painter:
             self._paint_nucleus(int(i), haematoxylin, eosin, occupied, y0)
 
     def _paint_nucleus(
-        self, i: int, haematoxylin: Float, eosin: Float, occupied: Float, y0: int
+        self, i: int, haematoxylin: FloatMap, eosin: FloatMap, occupied: FloatMap, y0: int
     ) -> None:
         outline = self._nuclei.outlines[i]
         low = np.floor(outline.min(axis=0)).astype(int) - 4
@@ -210,7 +210,9 @@ class Painter:
         eosin[inside] += (pink[part] - eosin[inside]) * alpha
         np.maximum(under, alpha, out=under)
 
-    def _nucleoplasm(self, i: int, cover: Float, rng: np.random.Generator) -> tuple[Float, Float]:
+    def _nucleoplasm(
+        self, i: int, cover: FloatMap, rng: np.random.Generator
+    ) -> tuple[FloatMap, FloatMap]:
         """Haematoxylin and eosin inside of nucleus i, over its patch."""
         nuclei = self._nuclei
         cell = CELL_TYPES[nuclei.types[i]]
@@ -248,19 +250,19 @@ class _Texture:
         self._values = smooth / smooth.std()
         self._period = period
 
-    def rows(self, top: int, count: int, width: int) -> Float:
+    def rows(self, top: int, count: int, width: int) -> FloatMap:
         """Return the (count, width) part of the plane that begins at row `top`."""
         y = np.arange(top, top + count) % self._period
         x = np.arange(width) % self._period
         return np.asarray(self._values[y[:, None], x], np.float32)
 
-    def patch(self, shape: tuple[int, ...], rng: np.random.Generator) -> Float:
+    def patch(self, shape: tuple[int, ...], rng: np.random.Generator) -> FloatMap:
         """Return a random part of the plane."""
         y, x = rng.integers(0, self._period - max(shape), 2)
         return np.asarray(self._values[y : y + shape[0], x : x + shape[1]])
 
 
-def _collagen(layout: Layout, rng: np.random.Generator) -> tuple[Float, Float]:
+def _collagen(layout: Layout, rng: np.random.Generator) -> tuple[FloatMap, FloatMap]:
     """Fibril and bundle texture along the contour lines of the layout's flow, at half size."""
     width, height = layout.width // _FIBRE_STEP, layout.height // _FIBRE_STEP
     dy, dx = np.gradient(layout.flow)
@@ -269,7 +271,7 @@ def _collagen(layout: Layout, rng: np.random.Generator) -> tuple[Float, Float]:
     along_y = layout.rows((dx / length).astype(np.float32), 0, height, _FIBRE_STEP)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
 
-    def streaks(sigma: float, doublings: int) -> Float:
+    def streaks(sigma: float, doublings: int) -> FloatMap:
         # The mean of an image and its shifted copy, again and again with twice the shift, is
         # the mean along a line (line integral convolution) in a few steps.
         lines = smooth_noise((height, width), sigma, rng)
@@ -289,7 +291,7 @@ def _collagen(layout: Layout, rng: np.random.Generator) -> tuple[Float, Float]:
     return streaks(0.8, 6), streaks(4.0, 5)
 
 
-def _cells(layout: Layout, nuclei: Nuclei, rng: np.random.Generator) -> tuple[Float, Float]:
+def _cells(layout: Layout, nuclei: Nuclei, rng: np.random.Generator) -> tuple[FloatMap, FloatMap]:
     """Borders between tumour cells (1 on the border) and a tint per cell, at quarter size."""
     width, height = layout.width // _CELL_STEP, layout.height // _CELL_STEP
     borders, tint = np.zeros((2, height, width), np.float32)
@@ -307,7 +309,9 @@ def _cells(layout: Layout, nuclei: Nuclei, rng: np.random.Generator) -> tuple[Fl
     return borders, np.asarray(cv2.GaussianBlur(tint, (0, 0), 1.0), np.float32)
 
 
-def _cover(outline: npt.NDArray[np.float64], size: npt.NDArray[np.int64], soften: float) -> Float:
+def _cover(
+    outline: npt.NDArray[np.float64], size: npt.NDArray[np.int64], soften: float
+) -> FloatMap:
     """Share of each pixel of a (width, height) patch that lies within the outline."""
     factor = 4
     fine = np.zeros((size[1] * factor, size[0] * factor), np.uint8)
@@ -316,7 +320,7 @@ def _cover(outline: npt.NDArray[np.float64], size: npt.NDArray[np.int64], soften
     return cv2.GaussianBlur(small, (0, 0), soften).astype(np.float32) / np.float32(255)
 
 
-def _nucleolus(depth: Float, rng: np.random.Generator) -> Float:
+def _nucleolus(depth: FloatMap, rng: np.random.Generator) -> FloatMap:
     """Draw a blob that lies well within the nucleus."""
     y, x = np.nonzero(depth > min(7.0, 0.6 * float(depth.max())))
     k = rng.integers(len(x))
@@ -328,7 +332,7 @@ def _nucleolus(depth: Float, rng: np.random.Generator) -> Float:
 
 def _fill(
     outlines: list[npt.NDArray[np.float64]], y0: int, shape: tuple[int, ...], soften: float
-) -> Float:
+) -> FloatMap:
     """Fill outlines on the strip that begins at row y0, with softened edges."""
     mask = np.zeros(shape, np.uint8)
     on_strip = [
@@ -343,7 +347,7 @@ def _fill(
     return cv2.GaussianBlur(mask, (0, 0), soften).astype(np.float32) / np.float32(255)
 
 
-def _step(field: Float, width: float) -> Float:
+def _step(field: FloatMap, width: float) -> FloatMap:
     """Go from 0 to 1 where the field passes zero, over the given width."""
     t = np.clip(field / np.float32(width) + np.float32(0.5), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)

@@ -21,8 +21,6 @@ from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains
 
-FloatArray = npt.NDArray[np.floating]
-
 
 def set_aside(found: Shards, regions: Sequence[Region], around: NucleiTables) -> None:
     """Move the outlines of the nuclei outside all regions from `found` to `around`.
@@ -77,7 +75,7 @@ def add_cells(
 
 def _near(
     tables: NucleiTables,
-    boxes: Sequence[FloatArray],
+    boxes: Sequence[npt.NDArray[np.floating]],
     grown: shapely.STRtree,
     but: int | None = None,
 ) -> Iterator[NucleiTable]:
