@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import random
 import resource
 import signal
@@ -37,6 +36,7 @@ from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import open_project
+from tests.pipeline.killing import found
 
 #: Sides of the slides in px. Every tenth slide is large: it has four units.
 SIDE, LARGE_SIDE = 320, 720
@@ -236,15 +236,6 @@ def newest_record(place: Path) -> dict[str, Any]:
     record = max((place / "project" / "qpnuclei").glob("*/run.json"))
     content: dict[str, Any] = json.loads(record.read_text())
     return content
-
-
-def found(place: Path) -> list[object]:
-    """Return the detections of all images of a project."""
-    nuclei = [image.read().detections for image in open_project(place / "project").images]
-    return [
-        (list(d.ids), shapely.to_wkb(d.geometries).tolist(), pickle.dumps(dict(d.measurements)))
-        for d in nuclei
-    ]
 
 
 def report(content: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from qpnuclei.qupath.native import open_project
 from tests.paths import ROOT
 from tests.pipeline.killing import make_project
-from tests.segmentation.test_foreign_engines import dark_in_onnx
+from tests.segmentation.onnx_models import dark_in_onnx
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="Slurm is for Linux")
 

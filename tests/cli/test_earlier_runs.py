@@ -28,9 +28,8 @@ from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.cli.conftest import Outcome
-from tests.cli.test_one_bad_apple import IMAGE
 from tests.ids import removal
-from tests.pipeline.commit.test_locked import lock
+from tests.projects import IMAGE, lock
 from tests.qupath.samples import set_stains
 
 Call = Callable[..., Outcome]

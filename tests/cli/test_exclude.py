@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 import shapely
 from PIL import Image
@@ -22,6 +21,7 @@ from qpnuclei.qupath.model import Edit, ImageObjects, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome
 from tests.paths import ROOT
+from tests.slides.pictures import paint
 
 Call = Callable[..., Outcome]
 
@@ -35,12 +35,8 @@ FOLD = shapely.box(140, 130, 200, 190)
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Return a project with two nuclei in a Tumor annotation, one of them in an Ignore* one."""
-    x, y = np.meshgrid(np.arange(256), np.arange(256))
-    rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
-    for cx, cy in NUCLEI:
-        rgb[(x - cx) ** 2 + (y - cy) ** 2 < 256] = (90, 60, 140)
-    Image.fromarray(rgb).save(tmp_path / "tissue.png")
-    made = create_project(tmp_path / "project", [tmp_path / "tissue.png"], mpp=0.25)
+    slide = paint(tmp_path / "tissue.png", *NUCLEI)
+    made = create_project(tmp_path / "project", [slide], mpp=0.25)
     (entry,) = made.images
     annotations = [
         NewAnnotation(

@@ -23,7 +23,7 @@ from qpnuclei.qupath.model import DetectionGroup, Edit, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import Outcome, tree
 from tests.ids import nucleus_id
-from tests.pipeline.commit.test_locked import lock
+from tests.projects import lock
 
 Call = Callable[..., Outcome]
 

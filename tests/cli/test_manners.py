@@ -33,7 +33,7 @@ from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.qupath.count_table import write_table
 from tests.cli.conftest import Outcome
 from tests.pipeline.killing import make_project
-from tests.segmentation.test_foreign_engines import dark_in_onnx
+from tests.segmentation.onnx_models import dark_in_onnx
 
 Call = Callable[..., Outcome]
 Sample = Callable[[str], Path]

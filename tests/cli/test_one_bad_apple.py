@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,19 @@ import shapely
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.pipeline.commit import commit_image
 from qpnuclei.qupath.create import create_from_slides
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
-from qpnuclei.qupath.native import NativeImage, open_project
+from qpnuclei.qupath.native import open_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from qpnuclei.system.locks import LOCK_NAME
 from tests.cli.conftest import Outcome
-from tests.paths import SAMPLES
+from tests.projects import IMAGE, annotate, make_project
 from tests.slides.dicom import write_series
 from tests.slides.pictures import picture
 
 Call = Callable[..., Outcome]
 
-IMAGE = SAMPLES / "0.5.1" / "images" / "plain.tif"
 RUN = ("--device", "cpu", "--quiet", "--backend", "native", "--no-report")
 SQUARE = shapely.box(60, 60, 190, 190)
 CLICK = shapely.Polygon([(60, 60), (160, 60), (60, 60), (60, 60)])
-
-
-def annotate(image: NativeImage, *areas: shapely.Geometry, class_name: str = "Tumor") -> None:
-    new = [
-        NewAnnotation(area, uuid.UUID(int=i + 1), f"a{i}", PathClass(class_name, -1))
-        for i, area in enumerate(areas)
-    ]
-    image.write(Edit(annotations=new), image.read().fingerprint)
-
-
-def make_project(folder: Path, *names: str) -> Path:
-    """Make a project of copies of a small image, of 0.5 µm/px."""
-    slides = [Path(shutil.copy(IMAGE, folder / f"{name}.tif")) for name in names]
-    project = create_from_slides(folder / "p", slides, mpp=0.5)
-    return Path(project.path.parent)
 
 
 def record(project: Path) -> dict[str, Any]:

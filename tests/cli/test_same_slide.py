@@ -18,10 +18,10 @@ from qpnuclei.errors import SlideError
 from qpnuclei.qupath.native import open_project
 from qpnuclei.training.sources import find_sources
 from tests.cli.conftest import Outcome
-from tests.cli.test_one_bad_apple import annotate
-from tests.cli.test_slides import RUN, counts, paint
+from tests.cli.slide_runs import RUN, counts
+from tests.projects import annotate
 from tests.slides.dicom import write_level
-from tests.slides.pictures import reduced
+from tests.slides.pictures import paint, reduced
 
 Call = Callable[..., Outcome]
 

@@ -27,28 +27,11 @@ from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from qpnuclei.system.locks import locked
 from tests.cli.conftest import Outcome, tree
-from tests.cli.test_one_bad_apple import annotate
-from tests.slides.pictures import edit_ome, without_planes, write_ome
+from tests.cli.slide_runs import RUN, counts
+from tests.projects import annotate
+from tests.slides.pictures import edit_ome, paint, without_planes, write_ome
 
 Call = Callable[..., Outcome]
-
-RUN = ("--device", "cpu", "--backend", "native", "--quiet", "--workers", "1")
-
-
-def paint(path: Path, *nuclei: tuple[int, int]) -> Path:
-    """Paint a slide of 256 x 256 px with nuclei of 32 px across."""
-    x, y = np.meshgrid(np.arange(256), np.arange(256))
-    rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
-    for cx, cy in nuclei:
-        rgb[(x - cx) ** 2 + (y - cy) ** 2 < 256] = (90, 60, 140)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rgb).save(path)
-    return path
-
-
-def counts(path: Path) -> dict[str, int]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return {row["image"]: int(row["nuclei"] or -1) for row in csv.DictReader(stream)}
 
 
 def record(results: Path) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from qpnuclei.errors import QpnucleiError, SlideError, UsageError
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from tests.cli.conftest import Outcome, tree
-from tests.cli.test_one_bad_apple import annotate
-from tests.cli.test_slides import RUN, paint
+from tests.cli.slide_runs import RUN
+from tests.projects import annotate
+from tests.slides.pictures import paint
 
 Call = Callable[..., Outcome]
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from qpnuclei import create_project
 from qpnuclei.cli.app import app
 from qpnuclei.errors import UsageError
-from tests.segmentation.test_foreign_engines import dark_in_onnx
+from tests.segmentation.onnx_models import dark_in_onnx
 
 RUN = ("--tissue", "--device", "cpu", "--quiet")
 

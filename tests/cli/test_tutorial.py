@@ -12,8 +12,8 @@ import shapely
 from qpnuclei.datasets.synthetic.slide import make_slide
 from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome
-from tests.cli.test_one_bad_apple import annotate
 from tests.paths import ROOT
+from tests.projects import annotate
 from tests.test_docs import commands
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"

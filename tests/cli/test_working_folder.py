@@ -13,7 +13,7 @@ import pytest
 from qpnuclei.qupath.native import open_project
 from tests.cli.conftest import Outcome, tree
 from tests.pipeline.killing import make_project
-from tests.segmentation.test_foreign_engines import dark_in_onnx
+from tests.segmentation.onnx_models import dark_in_onnx
 
 Call = Callable[..., Outcome]
 

@@ -6,7 +6,7 @@ import pytest
 
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.selection import Selection
-from tests.segmentation.test_foreign_engines import dark_in_onnx
+from tests.segmentation.onnx_models import dark_in_onnx
 
 
 @pytest.fixture

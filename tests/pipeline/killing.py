@@ -24,8 +24,8 @@ from qpnuclei.pipeline.planning import layout
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.native import open_project
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
-from tests.cli.test_one_bad_apple import IMAGE, annotate
-from tests.segmentation.test_foreign_engines import dark_in_onnx
+from tests.projects import IMAGE, annotate
+from tests.segmentation.onnx_models import dark_in_onnx
 
 #: Each of its images has four units of one tile.
 OPTIONS = (

@@ -20,7 +20,7 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.segmentation.engine import EngineOptions, load_engine
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.slides.stains import separate
-from tests.cli.test_one_bad_apple import IMAGE, annotate
+from tests.projects import IMAGE, annotate
 from tests.segmentation.test_predictor import dark_is_nucleus, white_with_dark_squares
 
 

@@ -52,11 +52,11 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.system.threads import available_cores
-from tests.cli.test_one_bad_apple import IMAGE, annotate
 from tests.ids import nucleus_id, removal
 from tests.paths import ROOT
 from tests.pipeline.inference.test_processes import workers
 from tests.pipeline.killing import content, make_project
+from tests.projects import IMAGE, annotate
 
 OPTIONS = RunOptions(
     Selection(classes=("Tumor",)), device="cpu", tile_px=128, max_nucleus_um=8.0, workers=1

@@ -33,9 +33,8 @@ from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeProject, open_project
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.stains import DEFAULT_H_DAB
-from tests.cli.test_one_bad_apple import annotate
-from tests.pipeline.commit.test_locked import lock
 from tests.pipeline.killing import make_project
+from tests.projects import annotate, lock
 from tests.qupath.counted import detections
 from tests.slides.test_hdab_as_he import SIZE, tissue
 

@@ -20,7 +20,7 @@ from qpnuclei.pipeline.space import Need, need_of_results, need_of_shards
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import NativeImage, open_project
 from tests.cli.conftest import tree
-from tests.cli.test_one_bad_apple import annotate, make_project
+from tests.projects import annotate, make_project
 
 Usage = namedtuple("Usage", "total used free")
 OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)

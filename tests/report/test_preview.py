@@ -31,10 +31,10 @@ from qpnuclei.report.preview import Field, Setting, preview_project, settings_of
 from qpnuclei.slides.files import slides_in
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from tests.cli.conftest import tree
-from tests.cli.test_one_bad_apple import annotate
-from tests.cli.test_slides import paint
+from tests.projects import annotate
 from tests.report.conftest import Made
 from tests.report.pages import Page
+from tests.slides.pictures import paint
 from tests.slides.test_hdab_as_he import SIZE, tissue
 
 EVERYTHING = RunOptions(Selection(everything=True), device="cpu")

@@ -46,8 +46,8 @@ from qpnuclei.report.page import ReportOptions, write_report, write_report_of_ru
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from qpnuclei.report.tables import readable
 from tests.paths import SAMPLES
-from tests.pipeline.commit.test_locked import lock
 from tests.pipeline.killing import make_project
+from tests.projects import lock
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import shapely
 import torch
@@ -27,6 +26,7 @@ from qpnuclei.segmentation.sidecar import PROBABILITY
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE
+from tests.segmentation.onnx_models import dark_in_onnx, in_onnx, sidecar
 
 CPU = EngineOptions(device="cpu")
 
@@ -103,11 +103,6 @@ class DiscsOnAGrid(torch.nn.Module):
         return p, torch.full_like(p, 8.0).expand(-1, 32, -1, -1)
 
 
-def sidecar(**fields: object) -> dict[str, object]:
-    plain = {"mean": [0, 0, 0], "std": [1, 1, 1]}
-    return {"mpp": 0.5, "context_px": 0, "normalisation": plain} | fields
-
-
 def script(folder: Path, network: torch.nn.Module, **fields: object) -> str:
     path = folder / "model.pt"
     with warnings.catch_warnings():
@@ -126,44 +121,6 @@ def trace(folder: Path, network: torch.nn.Module, **fields: object) -> str:
         torch.jit.trace(network, image, strict=False, check_trace=False).save(str(path))
     path.with_suffix(".json").write_text(json.dumps(sidecar(**fields)))
     return f"torchscript:{path}"
-
-
-def dark_in_onnx(folder: Path, channels: str = "first", **fields: object) -> str:
-    """The first channel of `DarkIsNucleus`, as an ONNX graph."""
-    shape = [1, 3, "h", "w"] if channels == "first" else [1, "h", "w", 3]
-    axis = 1 if channels == "first" else 3
-    constants = {"start": [0], "end": [1], "axis": [axis], "half": 0.5, "gain": 20.0}
-    values = [
-        helper.make_tensor(
-            name,
-            TensorProto.INT64 if isinstance(value, list) else TensorProto.FLOAT,
-            [1] if isinstance(value, list) else [],
-            value if isinstance(value, list) else [value],
-        )
-        for name, value in constants.items()
-    ]
-    nodes = [
-        helper.make_node("Slice", ["x", "start", "end", "axis"], ["red"]),
-        helper.make_node("Sub", ["half", "red"], ["dark"]),
-        helper.make_node("Mul", ["gain", "dark"], ["score"]),
-        helper.make_node("Sigmoid", ["score"], ["probability"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "dark",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, None)],
-        values,
-    )
-    return in_onnx(folder, graph, output="maps", channels=channels, **fields)
-
-
-def in_onnx(folder: Path, graph: onnx.GraphProto, **fields: object) -> str:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    path = folder / "model.onnx"
-    onnx.save(model, path)
-    path.with_suffix(".json").write_text(json.dumps(sidecar(**fields)))
-    return f"onnx:{path}"
 
 
 def discs(*centres: tuple[int, int], radius: int = 8, size: int = 160) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Images whose pixels encode their position, and small slides of them."""
+"""Images whose pixels encode their position, small slides of them, and slides with nuclei."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import tifffile
@@ -63,3 +64,14 @@ def without_planes(xml, number):
     empty = re.sub("<TiffData.*?(/>|</TiffData>)", "<MetadataOnly/>", image, flags=re.DOTALL)
     assert empty != image
     return xml.replace(image, empty)
+
+
+def paint(path: Path, *nuclei: tuple[int, int]) -> Path:
+    """Paint a slide of 256 x 256 px with nuclei of 32 px across."""
+    x, y = np.meshgrid(np.arange(256), np.arange(256))
+    rgb = np.full((256, 256, 3), (235, 200, 225), np.uint8)
+    for cx, cy in nuclei:
+        rgb[(x - cx) ** 2 + (y - cy) ** 2 < 256] = (90, 60, 140)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(path)
+    return path

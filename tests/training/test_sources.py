@@ -23,8 +23,8 @@ from qpnuclei.training.sources import find_sources
 from qpnuclei.training.student.patches import sample_slides
 from qpnuclei.training.tile_index import build_tile_index, sources_digest
 from qpnuclei.training.tile_reader import TileReader
-from tests.cli.test_one_bad_apple import annotate
 from tests.paths import SAMPLES
+from tests.projects import annotate
 from tests.qupath.test_areas import OUTLINES
 from tests.slides.dicom import write_series
 from tests.slides.pictures import picture, reduced

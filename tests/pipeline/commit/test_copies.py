@@ -15,17 +15,15 @@ from typer.testing import CliRunner, Result
 import qpnuclei
 from qpnuclei.cli.app import app
 from qpnuclei.errors import UsageError
-from qpnuclei.nuclei.ids import is_ours
-from qpnuclei.pipeline.commit import write_back
 from qpnuclei.pipeline.folder import RunFolder
-from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import commit_run
 from qpnuclei.pipeline.run import analyse_project
-from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass, Project
+from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
-from tests.ids import removal
-from tests.pipeline.commit.test_locked import OPTIONS, Killed, lock
+from tests.ids import own_ids, removal
+from tests.pipeline.commit.runs import OPTIONS, run_killed_after_the_save
 from tests.pipeline.killing import content, make_project
+from tests.projects import lock
 
 
 def copies(folder: Path) -> dict[str, bytes]:
@@ -40,32 +38,14 @@ def analysed(place: Path) -> tuple[NativeProject, NativeImage]:
     return project, image
 
 
-def nuclei_of(image: NativeImage) -> list[UUID]:
-    return [own_id for own_id in image.read().detections.ids if own_id and is_ours(own_id)]
-
-
 def remove(image: NativeImage, ids: Iterable[UUID]) -> None:
     image.write(removal(image, ids), image.read().fingerprint)
 
 
-def run_killed_after_the_save(
-    project: Project, options: RunOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def kill(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(write_back, "write_copies", kill)
-        with pytest.raises(Killed):
-            analyse_project(project, project.images, options)
-
-
-def test_copies_of_an_appending_run_that_was_killed_after_the_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_of_an_appending_run_that_was_killed_after_the_save(tmp_path: Path) -> None:
     place = tmp_path / "place"
     project, image = analysed(place)
-    lost = nuclei_of(image)[::2]
+    lost = own_ids(image)[::2]
     remove(image, lost)  # the appending run finds all of them again
 
     appending = replace(OPTIONS, on_existing="append", geojson_dir=tmp_path / "copies",
@@ -78,7 +58,7 @@ def test_copies_of_an_appending_run_that_was_killed_after_the_save(
     shutil.rmtree(tmp_path / "copies")
 
     project = open_project(killed / "project")
-    run_killed_after_the_save(project, appending, monkeypatch)
+    run_killed_after_the_save(project, appending)
     resumed = analyse_project(project, project.images, appending)
 
     assert (resumed.resumed, resumed.nuclei) == (1, len(lost))
@@ -92,7 +72,7 @@ def test_copies_that_are_asked_for_later_are_those_of_the_run(
 ) -> None:
     place = tmp_path / "place"
     project, image = analysed(place)
-    ours = nuclei_of(image)
+    ours = own_ids(image)
     remove(image, ours[::2])
     lock(image, ours[1::4])  # the run finds those in their place and does not write them
 
@@ -107,7 +87,7 @@ def test_copies_that_are_asked_for_later_are_those_of_the_run(
 
     summary = commit_run(project, folder, options)
     # The user goes on working with the image.
-    written = [own_id for own_id in nuclei_of(image) if own_id not in ours[1::2]]
+    written = [own_id for own_id in own_ids(image) if own_id not in ours[1::2]]
     remove(image, written[::3])
     lock(image, written[1::3])
     before = content(place)
@@ -145,12 +125,10 @@ def test_copies_that_the_folder_no_longer_has_the_nuclei_for_are_refused(tmp_pat
     assert copies(tmp_path / "p") == expected
 
 
-def test_a_run_that_only_removes_nuclei_and_was_killed_after_the_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_only_removes_nuclei_and_was_killed_after_the_save(tmp_path: Path) -> None:
     place = tmp_path / "place"
     project, image = analysed(place)
-    before = len(nuclei_of(image))
+    before = len(own_ids(image))
     whole = shapely.box(0, 0, 256, 256)
     pen = NewAnnotation(whole, UUID(int=9), path_class=PathClass("Ignore*"))
     image.write(Edit(annotations=[pen]), image.read().fingerprint)
@@ -159,11 +137,11 @@ def test_a_run_that_only_removes_nuclei_and_was_killed_after_the_save(
     assert (undisturbed.replaced, undisturbed.nuclei) == (before, 0)
 
     project = open_project(killed / "project")
-    run_killed_after_the_save(project, OPTIONS, monkeypatch)
+    run_killed_after_the_save(project, OPTIONS)
     resumed = analyse_project(project, project.images, OPTIONS)
 
     assert resumed.resumed == 1
     assert resumed.images[0].replaced == before
     assert resumed.images[0].regions == undisturbed.regions == ()
-    assert nuclei_of(project.images[0]) == []
+    assert own_ids(project.images[0]) == []
     assert content(killed) == content(place)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import shapely
 
@@ -20,54 +18,14 @@ from qpnuclei.cli.tables import print_account, summary_table
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
-from qpnuclei.pipeline.summary import RunSummary
-from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
-from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
+from qpnuclei.qupath.native import NativeImage, NativeProject
 from qpnuclei.qupath.project_counts import count_project
-from qpnuclei.qupath.qpdata import java_classes as jc
-from qpnuclei.qupath.qpdata import java_fields as jf
-from qpnuclei.qupath.qpdata.data_file import DataFile
-from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
-from tests.pipeline.killing import content, make_project
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does: nothing of it goes on."""
-
-
-OPTIONS = RunOptions(Selection(classes=("Tumor",)), device="cpu", workers=1)
-
-
-def lock(image: NativeImage, ids: Iterable[UUID], is_locked: bool = True) -> None:
-    """Lock detections, or unlock them, as QuPath does when it saves."""
-    with pytest.MonkeyPatch.context() as patched:
-        # Packed detections, as many files have them, cannot be changed one by one.
-        patched.setattr("qpnuclei.qupath.qpdata.data_file.packed_kind", lambda _: "")
-        data_file = DataFile.parse(image.data_path.read_bytes(), "file")
-    wanted = {str(own_id) for own_id in ids}
-    for item, _ in walk(data_file._root()):
-        if isinstance(item, PathObject) and item.id_string and item.id_string.text in wanted:
-            contents = jf.contents(item.node)
-            at = next(i for i, part in enumerate(contents) if part is item.lock)
-            contents[at] = data_file._catalog.boxed(jc.BOOLEAN, is_locked)
-            wanted.remove(item.id_string.text)
-    assert not wanted
-    with image.data_path.open("wb") as stream:
-        data_file.write(stream.write)
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> NativeProject:
-    return open_project(make_project(tmp_path / "place", 1) / "project")
-
-
-def run(project: NativeProject, options: RunOptions = OPTIONS) -> RunSummary:
-    summary = analyse_project(project, project.images, options)
-    assert summary.failures == []
-    return summary
+from tests.ids import own_ids
+from tests.pipeline.commit.runs import OPTIONS, Killed, assert_copied, kill, run
+from tests.pipeline.killing import content
+from tests.projects import lock
 
 
 def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
@@ -75,8 +33,7 @@ def test_locked_nuclei_stay_and_nothing_is_written_in_their_place(
 ) -> None:
     (image,) = project.images
     earlier = run(project)
-    ids = [own_id for own_id in image.read().detections.ids if own_id and is_ours(own_id)]
-    chosen = set(ids[::5])
+    chosen = set(own_ids(image)[::5])
     assert len(chosen) > 2
     lock(image, chosen)
     before = image.read().detections
@@ -144,7 +101,7 @@ def test_locked_nuclei_that_are_found_again_are_those_not_written_in_their_place
 ) -> None:
     (image,) = project.images
     run(project)
-    chosen = list(filter(is_ours, image.read().detections.ids))[::5]
+    chosen = own_ids(image)[::5]
     lock(image, chosen)
     (result,) = run(project, replace(OPTIONS, on_existing=on_existing)).images
     assert (result.locked, result.as_locked) == (len(chosen), len(chosen)) == (5, 5)
@@ -153,7 +110,7 @@ def test_locked_nuclei_that_are_found_again_are_those_not_written_in_their_place
 def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProject) -> None:
     (image,) = project.images
     run(project)
-    chosen = set(filter(is_ours, image.read().detections.ids))
+    chosen = set(own_ids(image))
     lock(image, chosen)
     again = run(project, replace(OPTIONS, threshold=0.3, on_existing="append"))
     (result,) = again.images
@@ -183,7 +140,7 @@ def test_nuclei_that_were_locked_meanwhile_stay_too(
 ) -> None:
     (image,) = project.images
     earlier = run(project)
-    unlocked, *rest = filter(is_ours, image.read().detections.ids)
+    unlocked, *rest = own_ids(image)
     chosen = set(rest[:2])
     lock(image, {unlocked})
     before = image.read().detections
@@ -194,11 +151,8 @@ def test_nuclei_that_were_locked_meanwhile_stay_too(
         lock(image, chosen)
         lock(image, {unlocked}, is_locked=False)
         if is_killed:
-            monkeypatch.setattr("qpnuclei.pipeline.commit.write_back.write_copies", killed)
+            monkeypatch.setattr("qpnuclei.pipeline.commit.write_back.write_copies", kill)
         real(self, *arguments)
-
-    def killed(*_: Any) -> None:
-        raise Killed
 
     monkeypatch.setattr(NativeImage, "write", locked_first)
     copies = {"geojson_dir": tmp_path / "geojson", "parquet_dir": tmp_path / "parquet"}
@@ -218,22 +172,19 @@ def test_nuclei_that_were_locked_meanwhile_stay_too(
     assert are_among(gone, after.geometries[others]).all()
 
     # What is told of the run, and the copies, are what is in the project.
-    new = {own_id for own_id in after.ids if own_id and is_ours(own_id)} - chosen
+    new = set(own_ids(image)) - chosen
     (result,) = summary.images
     assert (result.locked, result.replaced) == (2, earlier.nuclei - 2)
     assert result.as_locked > 0
     assert summary.nuclei == result.nuclei == len(new)
-    (geojson,) = (tmp_path / "geojson").iterdir()
-    assert sorted(found.id for found in read_objects(geojson) if found.id) == sorted(new)
-    (parquet,) = (tmp_path / "parquet").iterdir()
-    assert sorted(pq.read_table(parquet)["id"].to_pylist()) == sorted(map(str, new))
+    assert_copied(tmp_path, new)
 
 
 def test_they_stay_when_the_tissue_around_them_is_another(project: NativeProject) -> None:
     (image,) = project.images
     tissue = RunOptions(Selection(tissue=True), device="cpu", workers=1)
     run(project, tissue)
-    chosen = set(list(filter(is_ours, image.read().detections.ids))[:3])
+    chosen = set(own_ids(image)[:3])
     lock(image, chosen)
     hole = NewAnnotation(shapely.box(150, 60, 240, 240), uuid4(), None, PathClass("Ignore*"))
     image.write(Edit(annotations=[hole]), image.read().fingerprint)

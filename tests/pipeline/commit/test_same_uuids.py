@@ -7,34 +7,27 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import shapely
 import shapely.affinity
 
-from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.certainty_filter import OwnNuclei
-from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, NativeProject, open_project
-from tests.pipeline.commit.test_locked import OPTIONS, Killed, lock, run
-from tests.pipeline.killing import make_project
+from tests.ids import own_ids
+from tests.pipeline.commit.runs import OPTIONS, assert_copied, run, run_killed_after_the_save
+from tests.projects import lock
 
 TISSUE = RunOptions(Selection(tissue=True), device="cpu", workers=1)
 NUCLEUS = PathClass("Nucleus")
 #: Beside all annotations.
 ELSEWHERE = 300.0
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> NativeProject:
-    return open_project(make_project(tmp_path / "place", 1) / "project")
 
 
 def add_with_taken_ids(image: NativeImage, edit: Edit) -> None:
@@ -53,10 +46,6 @@ def copy_nuclei(image: NativeImage, shift: float = 0.0) -> None:
     nuclei = NucleiTable.from_polygons(outlines, measured)
     ids = [own_id for row in rows if (own_id := found.ids[row]) is not None]
     add_with_taken_ids(image, Edit(add=[DetectionGroup(None, nuclei, ids, NUCLEUS)]))
-
-
-def ours(image: NativeImage) -> list[UUID]:
-    return [own_id for own_id in image.read().detections.ids if own_id and is_ours(own_id)]
 
 
 def outlines(image: NativeImage, rows: Sequence[int] | np.ndarray) -> list[bytes]:
@@ -83,15 +72,15 @@ def test_an_annotation_with_the_uuid_of_a_nucleus_stays(
         assert (result.replaced, result.nuclei) == (number, number)
         note = "1 nucleus got another UUID: other objects of the image have its own"
         assert note in result.notes
-        ids = ours(image)
+        ids = own_ids(image)
         assert len(set(ids)) == number
         assert taken not in ids
         (stays,) = (a for a in image.read().annotations if a.name == "mine")
         assert (stays.id, stays.class_name, stays.locked) == (taken, "Held-out", True)
-    assert set(ours(image)) == set(ids)
+    assert set(own_ids(image)) == set(ids)
 
     assert OwnNuclei.of(image).remove_below(2.0) == number
-    assert ours(image) == []
+    assert own_ids(image) == []
     assert "mine" in [a.name for a in image.read().annotations]
 
 
@@ -99,10 +88,10 @@ def test_a_locked_nucleus_stays_if_a_copy_of_it_is_removed(project: NativeProjec
     (image,) = project.images
     number = run(project).nuclei
     kept = outlines(image, np.flatnonzero(image.read().detections.ours))
-    lock(image, ours(image))
+    lock(image, own_ids(image))
     for way in ("filter", "run"):
         copy_nuclei(image)
-        assert (len(ours(image)), image.read().detections.locked.sum()) == (2 * number, number)
+        assert (len(own_ids(image)), image.read().detections.locked.sum()) == (2 * number, number)
         if way == "filter":
             own = OwnNuclei.of(image)
             assert (len(own), own.remove_below(2.0)) == (2 * number, number)
@@ -114,9 +103,7 @@ def test_a_locked_nucleus_stays_if_a_copy_of_it_is_removed(project: NativeProjec
         assert outlines(image, np.flatnonzero(found.ours)) == kept
 
 
-def test_copies_elsewhere_stay(
-    project: NativeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_elsewhere_stay(project: NativeProject, tmp_path: Path) -> None:
     (image,) = project.images
     number = run(project).nuclei
     copy_nuclei(image, ELSEWHERE)
@@ -128,15 +115,9 @@ def test_copies_elsewhere_stay(
         return outlines(image, np.flatnonzero(image.read().detections.centroids[:, 0] > ELSEWHERE))
 
     # The run is killed after the save: what is written beside the project later is what is in it.
-    def killed(*_: object) -> None:
-        raise Killed
-
     copies = {"geojson_dir": tmp_path / "geojson", "parquet_dir": tmp_path / "parquet"}
     options = replace(OPTIONS, **copies)
-    monkeypatch.setattr("qpnuclei.pipeline.commit.write_back.write_copies", killed)
-    with pytest.raises(Killed):
-        run(project, options)
-    monkeypatch.undo()
+    run_killed_after_the_save(project, options)
     summary = run(project, options)
     assert summary.resumed == 1
     (result,) = summary.images
@@ -148,11 +129,8 @@ def test_copies_elsewhere_stay(
         for own_id, is_own, x in zip(found.ids, found.ours, found.centroids[:, 0], strict=True)
         if is_own and x < ELSEWHERE and own_id is not None
     ]
-    assert len(set(ours(image))) == 2 * number
-    (geojson,) = (tmp_path / "geojson").iterdir()
-    assert sorted(one.id for one in read_objects(geojson) if one.id) == sorted(new)
-    (parquet,) = (tmp_path / "parquet").iterdir()
-    assert sorted(pq.read_table(parquet)["id"].to_pylist()) == sorted(map(str, new))
+    assert len(set(own_ids(image))) == 2 * number
+    assert_copied(tmp_path, new)
 
     (result,) = run(project, replace(OPTIONS, on_existing="append")).images
     assert result.nuclei == 0
@@ -171,7 +149,7 @@ def test_appended_nuclei_are_written_if_only_their_uuids_are_in_use(
     assert result.nuclei == number
     note = f"{number} nuclei got other UUIDs: other objects of the image have theirs"
     assert result.notes == (note,)
-    assert len(set(ours(image))) == 2 * number
+    assert len(set(own_ids(image))) == 2 * number
 
 
 def test_edited_tissue_with_the_uuid_of_ours_stays(project: NativeProject) -> None:
@@ -207,7 +185,7 @@ def test_nuclei_are_not_appended_again_to_an_image_with_another_name(
     append = replace(OPTIONS, on_existing="append")
     summary = run(again, append)
     assert [one.nuclei for one in summary.images] == [0] * len(again.images)
-    assert [len(ours(one)) for one in again.images] == [number] * len(again.images)
+    assert [len(own_ids(one)) for one in again.images] == [number] * len(again.images)
     # A cell is the same nucleus.
     cells = replace(append, cell_expansion_um=2.0)
     assert [one.nuclei for one in run(again, cells).images] == [0] * len(again.images)

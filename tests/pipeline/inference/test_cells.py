@@ -35,9 +35,9 @@ from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE
-from tests.cli.test_one_bad_apple import IMAGE
 from tests.measure.test_measurements import CALIBRATIONS, EXPECTED, FEATURES, image, number, outline
 from tests.pipeline.killing import make_project
+from tests.projects import IMAGE
 
 OPTIONS = RunOptions(
     Selection(classes=("Tumor",)),

@@ -60,10 +60,19 @@ def patches(tmp_path_factory):
 def run(patches, tmp_path_factory):
     """One whole run, uninterrupted."""
     folder = tmp_path_factory.mktemp("run")
-    result = train_student(
-        TINY, find_sources([patches], mpp=[0.25]), folder, device=CPU, validation=patches, mpp=0.25
-    )
-    return folder, result
+    return folder, train(patches, folder)
+
+
+def train(patches, folder, **more):
+    sources = find_sources([patches], mpp=[0.25])
+    return train_student(TINY, sources, folder, device=CPU, validation=patches, mpp=0.25, **more)
+
+
+def assert_resumed_is(whole, patches, folder):
+    """Resume a run, and compare it with a whole one."""
+    resumed = train(patches, folder, resume=True)
+    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
+    assert resumed.model.read_bytes() == whole.model.read_bytes()
 
 
 def _scores(folder):
@@ -142,16 +151,9 @@ class StopInRound2(TrainingCallbacks):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(run, patches, tmp_path):
-    sources = find_sources([patches], mpp=[0.25])
-    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
-    stopped = train_student(TINY, sources, tmp_path, callbacks=StopInRound2(), **arguments)
+    stopped = train(patches, tmp_path, callbacks=StopInRound2())
     assert (stopped.stopped, stopped.epochs) == (True, 1)
-
-    resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
-
-    whole = run[1]
-    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
-    assert resumed.model.read_bytes() == whole.model.read_bytes()
+    assert_resumed_is(run[1], patches, tmp_path)
 
 
 class StopAtBatch(TrainingCallbacks):
@@ -169,19 +171,12 @@ class StopAtBatch(TrainingCallbacks):
 
 @pytest.mark.parametrize("at", [(1, 0), (1, 31), (2, 2)])
 def test_a_run_resumed_within_a_round_equals_an_uninterrupted_one(run, patches, tmp_path, at):
-    sources = find_sources([patches], mpp=[0.25])
-    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
-    stopped = train_student(TINY, sources, tmp_path, callbacks=StopAtBatch(*at), **arguments)
+    stopped = train(patches, tmp_path, callbacks=StopAtBatch(*at))
     assert (stopped.stopped, stopped.epochs) == (True, at[0] - 1)
     assert (tmp_path / "state.pt").is_file()
     with pytest.raises(UsageError, match="holds a training run"):
-        train_student(TINY, sources, tmp_path, **arguments)
-
-    resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
-
-    whole = run[1]
-    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
-    assert resumed.model.read_bytes() == whole.model.read_bytes()
+        train(patches, tmp_path)
+    assert_resumed_is(run[1], patches, tmp_path)
 
 
 class StopAtLabel(TrainingCallbacks):
@@ -204,18 +199,11 @@ class StopAtLabel(TrainingCallbacks):
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_stop_is_answered_while_patches_are_labelled(run, patches, tmp_path, epoch):
-    sources = find_sources([patches], mpp=[0.25])
-    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
     callbacks = StopAtLabel(epoch, 1)
-    stopped = train_student(TINY, sources, tmp_path, callbacks=callbacks, **arguments)
+    stopped = train(patches, tmp_path, callbacks=callbacks)
     assert (stopped.stopped, stopped.epochs) == (True, epoch - 1)
     assert callbacks.heard == [(1, 2), (2, 2), (1, 2)][2 * (epoch == 1) :]
-
-    resumed = train_student(TINY, sources, tmp_path, resume=True, **arguments)
-
-    whole = run[1]
-    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score)
-    assert resumed.model.read_bytes() == whole.model.read_bytes()
+    assert_resumed_is(run[1], patches, tmp_path)
 
 
 def test_it_says_how_many_batches_are_left(patches, tmp_path):
@@ -431,14 +419,12 @@ class _AfterTheLastRound(TrainingCallbacks):
 
 @pytest.mark.parametrize("questions", [0, 2, 8])
 def test_a_stop_is_answered_while_the_post_processing_is_chosen(run, patches, tmp_path, questions):
-    sources = find_sources([patches], mpp=[0.25])
-    arguments = {"device": CPU, "validation": patches, "mpp": 0.25}
     folder = tmp_path / "run"
     callbacks = _AfterTheLastRound(questions)
-    stopped = train_student(TINY, sources, folder, callbacks=callbacks, **arguments)
+    stopped = train(patches, folder, callbacks=callbacks)
     assert (stopped.stopped, stopped.epochs) == (True, TINY["rounds"])
     assert not load_state(folder).progress.tuned
-    result = train_student(TINY, sources, folder, resume=True, **arguments)
+    result = train(patches, folder, resume=True)
     assert not result.stopped
     assert result.model.read_bytes() == (run[0] / "model.safetensors").read_bytes()
 
