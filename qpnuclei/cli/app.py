@@ -90,7 +90,7 @@ def _common(
     level = log_level or ("debug" if verbose else "warning" if quiet else "info")
     from qpnuclei.cli.console import LineHandler
 
-    logging.basicConfig(format="%(message)s", handlers=[LineHandler()], level=logging.WARNING)
+    logging.basicConfig(handlers=[LineHandler()], level=logging.WARNING)
     logging.getLogger("qpnuclei").setLevel(level.upper())
     verbose = level == "debug"
     # Many of QuPath's warnings are only for its developers.

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from rich.text import Text
 
 from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.system.commands import as_typed
+from qpnuclei.system.one_line import STEERING, OneLineFormatter, in_one_line, visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from qpnuclei.qupath.model import ImageEntry
-
-#: Control characters (C0 except line feed, DEL, C1) and those that change the text direction.
-_STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 #: Outside of terminals, progress is printed as a line at this interval.
 _LINE_EVERY_S = 60.0
@@ -43,16 +40,6 @@ MOST_LISTED = 10
 
 #: Wider than any table, so that tables in files and pipes are not truncated.
 _UNCUT = 100_000
-
-
-def visible(text: str) -> str:
-    """Return text with control characters escaped as in Python."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def in_one_line(text: str) -> str:
-    """Return text with line feeds also escaped, so that a name cannot imitate a line of output."""
-    return visible(text).replace("\n", "\\n")
 
 
 class PlainConsole(Console):
@@ -96,14 +83,15 @@ class PlainConsole(Console):
 class LineHandler(logging.Handler):
     """Log messages to standard error: level and message, in one line."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(OneLineFormatter())
+
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message, and the traceback of an error that is logged with one."""
         try:
             level = (f"{record.levelname:8}", f"logging.level.{record.levelname.lower()}")
-            # A traceback keeps its lines.
-            message, *traceback = self.format(record).split("\nTraceback ", 1)
-            text = "\nTraceback ".join([in_one_line(message), *traceback])
-            stderr.print(Text.assemble(level, " ", text))
+            stderr.print(Text.assemble(level, " ", self.format(record)))
         except Exception:  # noqa: BLE001 - as in every handler: logging must not end a program
             self.handleError(record)
 
@@ -138,7 +126,7 @@ def print_json(content: Any) -> None:
     """Print one JSON document to standard output, with control characters escaped."""
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
     # In JSON, all of these except line ends can occur only within strings.
-    escaped = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    escaped = STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     print(escaped, file=sys.stdout)  # noqa: T201 - as it is, not wrapped
 
 

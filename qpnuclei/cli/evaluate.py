@@ -194,9 +194,10 @@ def evaluate(
 
     from rich.text import Text
 
-    from qpnuclei.cli.console import in_one_line, print_json, print_status, progress_bar, stdout
+    from qpnuclei.cli.console import print_json, print_status, progress_bar, stdout
     from qpnuclei.evaluation.evaluate import EvaluationOptions, evaluate_model
     from qpnuclei.evaluation.page import evaluation_page
+    from qpnuclei.system.one_line import in_one_line
 
     options = EvaluationOptions(
         model=None if method == "hematoxylin" else model or DEFAULT_MODEL,

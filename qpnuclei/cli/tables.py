@@ -16,7 +16,6 @@ from rich.text import Text
 
 from qpnuclei.cli.console import (
     MOST_LISTED,
-    in_one_line,
     print_status,
     print_warning,
     stderr,
@@ -24,6 +23,7 @@ from qpnuclei.cli.console import (
 )
 from qpnuclei.cli.descriptions import COUNTED, object_counts
 from qpnuclei.errors import number_of
+from qpnuclei.system.one_line import in_one_line
 from qpnuclei.system.timing import peak_memory_mib
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from qpnuclei.errors import SaveError, number_of
 from qpnuclei.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
 from qpnuclei.evaluation.scoring import Comparison, Evaluation
 from qpnuclei.system.files import write_atomically
+from qpnuclei.system.one_line import in_one_line
 
 #: Columns of the tables: score, heading, digits.
 COLUMNS = (
@@ -146,8 +147,7 @@ class Report:
                 ],
             ),
         ]
-        # File names may have line feeds.
-        return "".join(line.replace("\n", "\\n") + "\n" for line in lines)
+        return "".join(in_one_line(line) + "\n" for line in lines)
 
     @property
     def about(self) -> str:

@@ -34,6 +34,7 @@ from qpnuclei.system.files import (
     write_atomically,
 )
 from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.system.one_line import OneLineFormatter
 
 #: After this many failures a unit is not tried again, unless the user asks for it.
 TRIES = 3
@@ -237,7 +238,7 @@ class RunFolder:
         self.make()
         handler = _Log(self.path / "run.log", mode="a", encoding="utf-8", delay=True)
         handler.setFormatter(
-            logging.Formatter(f"%(asctime)s {os.getpid()} %(levelname)s %(message)s")
+            OneLineFormatter(f"%(asctime)s {os.getpid()} %(levelname)s %(message)s")
         )
         _journal.propagate = False
         _journal.setLevel(logging.INFO)

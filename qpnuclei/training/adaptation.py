@@ -32,6 +32,7 @@ from qpnuclei.slides.calibration import area_mm2
 from qpnuclei.slides.pixels import RGB, write_png
 from qpnuclei.slides.stains import separate
 from qpnuclei.system.files import write_atomically
+from qpnuclei.system.one_line import in_one_line
 from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import Source
@@ -68,7 +69,7 @@ _CARD = jinja2.Environment(
     keep_trailing_newline=True,
 ).from_string(
     Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"),
-    globals={"number_of": number_of},
+    globals={"number_of": number_of, "in_one_line": in_one_line},
 )
 
 #: Fields of the recipe that are of the model to start from, and what to do instead of setting them.

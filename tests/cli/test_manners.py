@@ -27,10 +27,10 @@ from qpnuclei.cli.console import (
     image_progress,
     print_error,
     stderr,
-    visible,
 )
 from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.qupath.count_table import write_table
+from qpnuclei.system.one_line import visible
 from tests.cli.conftest import Outcome
 from tests.pipeline.killing import make_project
 from tests.segmentation.onnx_models import dark_in_onnx
@@ -323,9 +323,10 @@ def test_a_name_of_two_lines_feigns_none(
         *("run", project, "--roi-all", "--dry-run", "--mpp", "0.5", "--backend", "native")
     ).stdout
     print_error(QpnucleiError("a\nerror: b", "c\nhint: d"), "e\nf: ")
-    LineHandler().emit(logging.LogRecord("qpnuclei", logging.ERROR, "", 1, "x\ny", (), None))
+    text = "x\ny\nTraceback z"
+    LineHandler().emit(logging.LogRecord("qpnuclei", logging.ERROR, "", 1, text, (), None))
     said += capsys.readouterr().err
-    assert "error: e\\nf: a\\nerror: b\nhint: c\\nhint: d\nERROR    x\\ny\n" in said
+    assert "error: e\\nf: a\\nerror: b\nhint: c\\nhint: d\nERROR    x\\ny\\nTraceback z\n" in said
     starts = [line for line in said.splitlines() if line.startswith(("error: ", "hint: "))]
     assert len(starts) == 2  # those of print_error
 
