@@ -132,12 +132,6 @@ class SlideInputs:
             image for image, _, path in self._all_images if path and nfc(path.name) == wanted
         ]
 
-    def changed_pixel_sizes(self, asked: AskedMpp) -> dict[str, float]:
-        """Return, by image ID, the given pixel sizes that differ from those of the project."""
-        from qpnuclei.qupath.results import changed_pixel_sizes
-
-        return changed_pixel_sizes(self.images, asked.by_id)
-
     def warn_of_kept_sizes(self, asked: AskedMpp, images: Sequence[ImageEntry]) -> None:
         """Warn about slides that keep their own pixel size although ``--mpp`` is given.
 
@@ -146,17 +140,12 @@ class SlideInputs:
         images : sequence of ImageEntry
             Images that existed before, and images of the new slides.
         """
-        from qpnuclei.qupath.pixel_size import project_mpp
-        from qpnuclei.qupath.results import warn_of_kept_sizes
+        from qpnuclei.qupath.pixel_size import warn_of_kept_sizes
 
-        if asked.mpp is None or not asked.only_missing:
-            return
-        existing = {entry.path for entry in self.images}
-        sizes = []
-        for entry in filter(self._is_given, images):
-            given = asked.by_id.get(entry.id) if entry.path in existing else None
-            sizes.append(project_mpp(entry) if given is None else (given, given))
-        warn_of_kept_sizes(sizes, asked.mpp)
+        paths = {entry.path for entry in self.images}
+        given = [*filter(self._is_given, images)]
+        existing = [entry for entry in given if entry.path in paths]
+        warn_of_kept_sizes(existing, [e for e in given if e.path not in paths], asked)
 
     @cached_property
     def _given(self) -> frozenset[Path]:

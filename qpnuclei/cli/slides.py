@@ -53,6 +53,7 @@ def run_slides(
     from qpnuclei.cli.console import add_slide_failure
     from qpnuclei.cli.inputs import slides_named
     from qpnuclei.cli.tables import print_unreadable
+    from qpnuclei.qupath.pixel_size import changed_pixel_sizes
     from qpnuclei.qupath.results import ResultsFolder
 
     folder = ResultsFolder(results)
@@ -79,7 +80,7 @@ def run_slides(
     with _locked(folder, given):
         project = folder.project_of([*inputs.new.values()], asked, failed)
     inputs.warn_of_kept_sizes(asked, project.images)
-    changed = inputs.changed_pixel_sizes(asked)
+    changed = changed_pixel_sizes(inputs.images, asked)
     opened, entries, options = asked_for(project.path, given, mpp_by_image=changed)
     if inputs.new and not given["tissue"]:
         _say_not_analysed(inputs)
@@ -115,13 +116,14 @@ def _show_plan(
     from qpnuclei.cli.console import print_status
     from qpnuclei.qupath.create import create_project
     from qpnuclei.qupath.new_image import describe_slides
+    from qpnuclei.qupath.pixel_size import changed_pixel_sizes
 
     # Both projects number their images from 1, so an ID in a table refers to only one project.
     parts: list[tuple[list[ImageEntry], RunOptions]] = []
     made: Sequence[ImageEntry] = []
     with tempfile.TemporaryDirectory() as temporary:
         if inputs.chosen:
-            changed = inputs.changed_pixel_sizes(asked)
+            changed = changed_pixel_sizes(inputs.images, asked)
             _, entries, options = asked_for(inputs.folder.path, given, mpp_by_image=changed)
             parts.append((entries, options))
         if inputs.new and not given["tissue"]:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP
-from qpnuclei.errors import FormatError, MppError, NotFoundError, QpnucleiError, UsageError
+from qpnuclei.errors import (
+    FormatError,
+    MppError,
+    NotFoundError,
+    QpnucleiError,
+    UsageError,
+    number_of,
+)
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.image_names import image_option, images_named
 from qpnuclei.qupath.images import open_image
@@ -73,9 +81,11 @@ def asked_mpp(
     Raises
     ------
     NotFoundError, FormatError, UsageError
-        As `read_mpp_table`.
+        If the table is missing, is no such table, or names an unknown image or one twice.
+    MppError
+        If one of its pixel sizes is implausible.
     """
-    by_id = {} if table is None else read_mpp_table(table, project.images)
+    by_id = {} if table is None else mpp_by_id(mpp_rows(table), project.images)
     # Without `mpp` it says nothing. It must not depend on the number of images then, because a run
     # that goes on with more images is recognised by its options.
     return AskedMpp(mpp, mpp is not None and not names and len(chosen) > 1, by_id)
@@ -158,29 +168,54 @@ def project_mpp(entry: ImageEntry) -> Mpp | None:
     return None if width is None or height is None else (width, height)
 
 
-def read_mpp_table(path: Path, entries: Sequence[ImageEntry]) -> dict[str, float]:
-    """Read a table of pixel sizes: columns ``image`` (name or entry ID) and ``mpp`` (µm/px).
+def changed_pixel_sizes(images: Sequence[ImageEntry], asked: AskedMpp) -> dict[str, float]:
+    """Return by entry ID the given pixel sizes, in µm/px, that a run would not use otherwise."""
+    return {
+        entry.id: asked.by_id[entry.id]
+        for entry in images
+        if entry.id in asked.by_id and _is_changed(entry, asked.by_id[entry.id])
+    }
+
+
+def _is_changed(entry: ImageEntry, given: float) -> bool:
+    sizes = [project_mpp(entry)]
+    # An image that cannot be read fails in the run.
+    with suppress(QpnucleiError):
+        used = Record.of(entry.read().properties, f"image {entry.name}").used
+        sizes += [] if used is None else [used.mpp]
+    return any(own is None or any(abs(axis - given) > 1e-9 for axis in own) for own in sizes)
+
+
+def warn_of_kept_sizes(
+    existing: Sequence[ImageEntry], new: Sequence[ImageEntry], asked: AskedMpp
+) -> None:
+    """Warn about slides that keep their own pixel size although ``--mpp`` is given.
 
     Parameters
     ----------
-    path : Path
-        Comma, semicolon or tab separated, with a header.
-    entries : sequence of ImageEntry
-        Images of the project.
-
-    Returns
-    -------
-    dict of str to float
-        Pixel sizes by entry ID.
-
-    Raises
-    ------
-    NotFoundError, FormatError
-        If the file is missing, or is not such a table.
-    UsageError
-        If it names an image that the project does not have, or the same image twice.
+    existing : sequence of ImageEntry
+        Images to whose entry IDs `asked` refers.
+    new : sequence of ImageEntry
+        Images that were made of slides since.
+    asked : AskedMpp
     """
-    return mpp_by_id(mpp_rows(path), entries)
+    mpp = asked.mpp
+    if mpp is None or not asked.only_missing:
+        return
+    sizes = [*map(project_mpp, new)]
+    for entry in existing:
+        given = asked.by_id.get(entry.id)
+        sizes.append(project_mpp(entry) if given is None else (given, given))
+    kept = [own for own in sizes if own and not agree(own, (mpp, mpp))]
+    if kept:
+        _log.warning(
+            "--mpp %g is for slides without a pixel size: %d of %s have another one and keep it; "
+            "to override it, name the slides: --image NAME --mpp %g",
+            mpp,
+            len(kept),
+            number_of(len(sizes), "slide"),
+            mpp,
+        )
 
 
 def mpp_by_id(
@@ -191,14 +226,15 @@ def mpp_by_id(
     Parameters
     ----------
     rows : iterable of (str, str, float)
-        Where the user says it, for messages; name or entry ID of an image; and its pixel size.
+        Where the user says it, for messages; name or entry ID of an image; and its pixel size in
+        µm/px.
     entries : sequence of ImageEntry
         Images of the project.
 
     Raises
     ------
     UsageError
-        As `read_mpp_table`.
+        As `mpp_of_images`.
     """
     names = [entry.name for entry in entries]
     return mpp_of_images(
@@ -225,7 +261,7 @@ def mpp_of_images(
     Raises
     ------
     UsageError
-        As `read_mpp_table`.
+        If a row names no image, or the same image as another row.
     """
     sizes: dict[Image, float] = {}
     for where, name, mpp in rows:
@@ -246,10 +282,15 @@ def mpp_of_images(
 def mpp_rows(path: Path) -> Iterator[tuple[str, str, float]]:
     """Read the rows of a table of pixel sizes, as `mpp_by_id` takes them.
 
+    Parameters
+    ----------
+    path : Path
+        Comma, semicolon or tab separated, with a header that has ``image`` and ``mpp``.
+
     Raises
     ------
     NotFoundError, FormatError
-        As `read_mpp_table`.
+        If the file is missing, or is not such a table.
     MppError
         If a pixel size is implausible.
     """

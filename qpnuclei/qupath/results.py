@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import QpnucleiError, UsageError, number_of
+from qpnuclei.errors import QpnucleiError, UsageError
 from qpnuclei.qupath.adding import add_slides, new_ones
-from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.create import PROJECT_NAME, check_new_folder, create_from_slides
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import names_of
-from qpnuclei.qupath.pixel_size import AskedMpp, Mpp, project_mpp
+from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.qupath.transaction import digest_of_file
-from qpnuclei.slides.resolution import agree
 from qpnuclei.system.files import (
     make_folder_below,
     read_regular,
@@ -31,8 +27,6 @@ from qpnuclei.system.files import (
 
 #: Marks a project that was made from slides, and lists the files beside it that qpnuclei wrote.
 MARK = f"{OWN_FOLDER}/results.json"
-
-_log = logging.getLogger(__name__)
 
 Failed = Callable[[Path, QpnucleiError], object]
 
@@ -158,51 +152,3 @@ def named_new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> dict
     """
     chosen = new_ones(images, slides)
     return dict(zip(names_of(chosen, {entry.name for entry in images}), chosen, strict=True))
-
-
-def changed_pixel_sizes(
-    images: Sequence[ImageEntry], by_id: Mapping[str, float]
-) -> dict[str, float]:
-    """Return the given pixel sizes that differ from those that a run would use otherwise.
-
-    Parameters
-    ----------
-    by_id : mapping of str to float
-        Pixel sizes that the user gave, in µm/px, by entry ID.
-    """
-    return {
-        entry.id: by_id[entry.id]
-        for entry in images
-        if entry.id in by_id and _is_changed(entry, by_id[entry.id])
-    }
-
-
-def _is_changed(entry: ImageEntry, given: float) -> bool:
-    sizes = [project_mpp(entry)]
-    # An image that cannot be read fails in the run.
-    with contextlib.suppress(QpnucleiError):
-        used = Record.of(entry.read().properties, f"image {entry.name}").used
-        sizes += [] if used is None else [used.mpp]
-    return any(own is None or any(abs(axis - given) > 1e-9 for axis in own) for own in sizes)
-
-
-def warn_of_kept_sizes(sizes: Sequence[Mpp | None], mpp: float) -> None:
-    """Warn about slides that keep their own pixel size although ``--mpp`` is given.
-
-    Parameters
-    ----------
-    sizes : sequence of (float, float) or None
-        Pixel size of each slide, in µm/px.
-    mpp : float
-        Value of ``--mpp``, which is used for slides without a pixel size.
-    """
-    kept = [own for own in sizes if own and not agree(own, (mpp, mpp))]
-    if kept:
-        _log.warning(
-            "--mpp %g is for slides without a pixel size: %d of %s have another one and keep it; "
-            "to override it, name the slides: --image NAME --mpp %g",
-            mpp,
-            len(kept),
-            number_of(len(sizes), "slide"),
-            mpp,
-        )

@@ -22,7 +22,7 @@ from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp, pixel_size, read_mpp_table
+from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp, mpp_by_id, mpp_rows, pixel_size
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.training.sources import find_sources
 
@@ -167,14 +167,14 @@ def test_hints_tell_images_of_one_name_apart(
 def test_a_table_of_many(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     images = [entry(), entry(name="b.svs", own_id="2")]
-    assert read_mpp_table(tmp_path / "t.csv", images) == {"1": 0.25, "2": 0.5}
+    assert mpp_by_id(mpp_rows(tmp_path / "t.csv"), images) == {"1": 0.25, "2": 0.5}
 
 
 def test_a_table_means_a_name_before_an_id(tmp_path: Path) -> None:
     images = [entry(name="2", own_id="1"), entry(name="1", own_id="2")]
     for rows, expected in (("1,0.25\n2,0.5\n", {"2": 0.25, "1": 0.5}), ("2,0.5\n", {"1": 0.5})):
         (tmp_path / "t.csv").write_text(f"image,mpp\n{rows}")
-        assert read_mpp_table(tmp_path / "t.csv", images) == expected
+        assert mpp_by_id(mpp_rows(tmp_path / "t.csv"), images) == expected
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,6 @@ def test_a_table_that_is_wrong(
 ) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(error, match=said):
-        read_mpp_table(tmp_path / "t.csv", [entry()])
+        mpp_by_id(mpp_rows(tmp_path / "t.csv"), [entry()])
     with pytest.raises(NotFoundError):
-        read_mpp_table(tmp_path / "missing.csv", [entry()])
+        mpp_by_id(mpp_rows(tmp_path / "missing.csv"), [entry()])
