@@ -22,7 +22,6 @@ from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, Unplanne
 from qpnuclei.pipeline.planning.plan_parts import (
     PlannedRegion,
     PlannedSlide,
-    PlannedStains,
     as_file_name,
 )
 from qpnuclei.qupath.analysed import Record
@@ -196,7 +195,7 @@ def _planned_image(
         mpp_source=plan.mpp_source,
         project_mpp=plan.project_mpp,
         downsample=plan.scale.downsample,
-        stains=PlannedStains(**asdict(plan.stains)),
+        stains=plan.stains,
         regions=tuple(PlannedRegion.of(region) for region in plan.regions),
         tissue=plan.tissue is not None,
         outdated=tuple(sorted(a.id for a in plan.outdated if a.id is not None)),

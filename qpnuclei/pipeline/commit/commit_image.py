@@ -214,7 +214,7 @@ class ImageCommit:
             scale=image.scale,
             mpp_source=image.mpp_source,
             project_mpp=image.project_mpp,
-            stains=image.stain_vectors,
+            stains=image.stains,
             regions=regions,
             existing=existing,
             tiles=self.layout.tiles,

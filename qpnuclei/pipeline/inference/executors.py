@@ -99,7 +99,7 @@ def _compute_image(
                 layout.tiles,
                 engine,
                 image.scale,
-                image.stain_vectors,
+                image.stains,
                 chosen=[index for task in chosen for index in task.unit.tiles],
                 simplify_um=options.simplify_um,
                 workers=options.workers,

@@ -77,21 +77,21 @@ def join_image(
             layout.tiles,
             engine,
             image.scale,
-            image.stain_vectors,
+            image.stains,
             kept,
             simplify_um=options.simplify_um,
             min_area_um2=options.min_area_um2,
             clock=clock,
         )
         with clock("check"):
-            seen = seen_by_network(slide, image.stain_vectors)
+            seen = seen_by_network(slide, image.stains)
             areas = image.areas()
             doubts = check_plausibility(seen, areas, image.mpp, kept, options.threshold)
         if options.cell_expansion_um > 0:
             with clock("cells"), temporary_shards(folder.path) as around:
                 set_aside(kept, areas, around)
                 distance = options.cell_expansion_um
-                add_cells(kept, around, slide, image.mpp, image.stain_vectors, distance)
+                add_cells(kept, around, slide, image.mpp, image.stains, distance)
         seconds.update(clock.seconds)
         about = About(
             layout.key,

@@ -191,7 +191,7 @@ def _compute(order: Order) -> Delivery:
                 tiles,
                 engine,
                 image.scale,
-                image.stain_vectors,
+                image.stains,
                 chosen=order.unit.tiles,
                 simplify_um=options.simplify_um,
                 workers=options.workers,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from msgspec import structs
-
 from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError
 from qpnuclei.pipeline.options import RunOptions
@@ -93,7 +91,7 @@ def divide(tiles: TilePlan, image: PlannedImage, spec: EngineSpec, options: RunO
     common: list[Any] = [
         [FORMAT, __version__],
         image.slide.content,
-        [image.mpp, image.downsample, structs.asdict(image.stains)],
+        [image.mpp, image.downsample, asdict(image.stains)],
         asdict(spec),
         chosen,
         [tiles.image_size, tiles.core_size, tiles.halo, tiles.alignment],

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import shapely
 from msgspec import Struct
-from msgspec.structs import asdict
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, ModelError, NotFoundError, quoted
@@ -21,7 +20,6 @@ from qpnuclei.pipeline.planning.keys import hash_of
 from qpnuclei.pipeline.planning.plan_parts import (
     PlannedRegion,
     PlannedSlide,
-    PlannedStains,
     check_file_name,
 )
 from qpnuclei.pipeline.planning.tiles import plan_tiles
@@ -76,7 +74,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     mpp_source: str
     project_mpp: tuple[float, float] | None
     downsample: tuple[float, float]
-    stains: PlannedStains
+    stains: Stains
     regions: tuple[PlannedRegion, ...]
     tissue: bool
     outdated: tuple[UUID, ...]
@@ -94,11 +92,6 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def scale(self) -> Scale:
         """Pixel size, and the grid that the network sees."""
         return Scale(self.mpp, self.downsample)
-
-    @property
-    def stain_vectors(self) -> Stains:
-        """For the measurements."""
-        return Stains(**asdict(self.stains))
 
     @property
     def marker(self) -> str:

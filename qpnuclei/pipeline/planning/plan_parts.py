@@ -1,4 +1,4 @@
-"""What ``plan.json`` says of an image's slide, annotations and stains."""
+"""What ``plan.json`` says of an image's slide and annotations."""
 
 from __future__ import annotations
 
@@ -178,12 +178,3 @@ class PlannedRegion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             locked=known.locked,
         )
         return Region(annotation, geometry)
-
-
-class PlannedStains(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Stain vectors; see `qpnuclei.slides.stains.Stains`."""
-
-    name: str
-    stain_names: tuple[str, ...]
-    vectors: tuple[tuple[float, float, float], ...]
-    background: tuple[float, float, float]

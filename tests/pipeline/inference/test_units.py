@@ -21,7 +21,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning import layout
 from qpnuclei.pipeline.planning.layout import divide
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
-from qpnuclei.pipeline.planning.plan_parts import PlannedRegion, PlannedSlide, PlannedStains
+from qpnuclei.pipeline.planning.plan_parts import PlannedRegion, PlannedSlide
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.regions import Region
@@ -145,7 +145,7 @@ def image_of(**changes: object) -> PlannedImage:
         mpp_source="--mpp",
         project_mpp=None,
         downsample=(1.0, 1.0),
-        stains=PlannedStains(**DEFAULT_HE.__dict__),
+        stains=DEFAULT_HE,
         regions=(PlannedRegion.of(Region(None, shapely.box(0, 0, 9, 9))),),
         tissue=False,
         outdated=(),
