@@ -14,7 +14,6 @@ from qpnuclei.qupath.new_image import (
     QUPATH_VERSION,
     describe_slides,
     entry_json,
-    image_type_of,
     stage_bytes,
     stage_image,
 )
@@ -97,16 +96,7 @@ def add_slides(
             stage_bytes(transaction, path.with_name(f"{path.name}.backup"), read_regular(path))
             version = project.version or QUPATH_VERSION
             for number, image in added.items():
-                stage_image(
-                    transaction,
-                    folder,
-                    path.absolute(),
-                    number,
-                    image,
-                    image_type_of(stains),
-                    stains,
-                    version,
-                )
+                stage_image(transaction, folder, path.absolute(), number, image, stains, version)
             if digest_of_file(path) != before:
                 raise ConflictError(
                     f"{path} was saved by another program meanwhile",

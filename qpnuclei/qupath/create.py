@@ -19,7 +19,6 @@ from qpnuclei.qupath.new_image import (
     NewImage,
     describe_slides,
     entry_json,
-    image_type_of,
     stage_bytes,
     stage_image,
 )
@@ -89,16 +88,14 @@ def create_from_slides(
             failed(path, error)
     if errors and not images:
         raise errors[-1][1]
-    image_type = image_type_of(stains)
-    return create_project(directory, images, image_type=image_type, stains=stains, files=files)
+    return create_project(directory, images, stains=stains, files=files)
 
 
 def create_project(
     directory: str | Path,
     images: Sequence[NewImage],
     *,
-    image_type: str = "BRIGHTFIELD_H_E",
-    stains: Stains | None = DEFAULT_HE,
+    stains: Stains = DEFAULT_HE,
     files: Mapping[str, bytes] | None = None,
 ) -> NativeProject:
     """Create a QuPath project of slides, for QuPath 0.4 to 0.7.
@@ -108,11 +105,7 @@ def create_project(
     directory : path
         A folder that is empty, which is filled, or that does not exist yet.
     images : sequence of NewImage
-    image_type : str
-        Name of QuPath's ``ImageType``.
-    stains : Stains or None
-        Colour deconvolution stains.
-    files : mapping of str to bytes, optional
+    stains, files
         As for `create_from_slides`.
 
     Raises
@@ -140,7 +133,7 @@ def create_project(
     try:
         temporary.chmod(0o755)
         copy_owner(temporary, parent)
-        _write_project(temporary, directory, images, image_type, stains, files or {})
+        _write_project(temporary, directory, images, stains, files or {})
         with interrupt_postponed():
             if is_new:
                 temporary.replace(directory)
@@ -206,8 +199,7 @@ def _write_project(
     folder: Path,
     final: Path,
     images: Sequence[NewImage],
-    image_type: str,
-    stains: Stains | None,
+    stains: Stains,
     files: Mapping[str, bytes],
 ) -> None:
     """Write the project into `folder`, with the paths that it will have in `final`."""
@@ -215,7 +207,7 @@ def _write_project(
     now = int(time.time() * 1000)
     with Transaction(folder) as transaction:
         for number, image in enumerate(images, 1):
-            stage_image(transaction, folder, project_path, number, image, image_type, stains)
+            stage_image(transaction, folder, project_path, number, image, stains)
         project = {
             "version": QUPATH_VERSION,
             "createTimestamp": now,

@@ -29,7 +29,7 @@ from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.hdab_as_he import has_dab
 from qpnuclei.slides.resolution import resolve_mpp
 from qpnuclei.slides.slide import LEFT_TO_BIO_FORMATS, Level, Slide, open_slide
-from qpnuclei.slides.stains import DEFAULT_HE, Stains
+from qpnuclei.slides.stains import Stains
 
 #: QuPath version in the files; QuPath 0.4 to 0.7 open them.
 QUPATH_VERSION = "0.5.1"
@@ -151,11 +151,6 @@ def names_of(paths: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
     return names
 
 
-def image_type_of(stains: Stains) -> str:
-    """Return the name of QuPath's ``ImageType`` for brightfield images with these stains."""
-    return "BRIGHTFIELD_H_DAB" if has_dab(stains) else "BRIGHTFIELD_H_E"
-
-
 def _keep(errors: list[tuple[Path, QpnucleiError]], path: Path, error: QpnucleiError) -> None:
     errors.append((path, error))
 
@@ -210,8 +205,7 @@ def stage_image(
     project_path: Path,
     number: int,
     image: NewImage,
-    image_type: str = "BRIGHTFIELD_H_E",
-    stains: Stains | None = DEFAULT_HE,
+    stains: Stains,
     qupath_version: str = QUPATH_VERSION,
 ) -> None:
     """Stage the files of a new image.
@@ -227,8 +221,9 @@ def stage_image(
         Final path of the ``.qpproj`` file.
     number : int
         ID of the entry.
-    image_type, stains
-        As for `create_project`.
+    stains : Stains
+        Colour deconvolution stains. With DAB the image type is Brightfield (H-DAB), otherwise
+        Brightfield (H&E).
     qupath_version : str
         QuPath version to store in the data file.
 
@@ -238,12 +233,13 @@ def stage_image(
         If a file could not be written.
     """
     builder = server_builder(image)
+    image_type = "BRIGHTFIELD_H_DAB" if has_dab(stains) else "BRIGHTFIELD_H_E"
     if not image.is_rgb:
-        image_type, stains = "UNSET", None
+        image_type = "UNSET"
     data_file = new_data_file(
         builder,
         image_type,
-        stains,
+        stains if image.is_rgb else None,
         qupath_version=qupath_version,
         entry_property=f"{project_path}::{number}",
     )
