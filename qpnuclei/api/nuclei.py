@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
 
 from qpnuclei.choices import NUCLEUS_CLASS
 from qpnuclei.errors import FormatError, NotFoundError
-from qpnuclei.nuclei.ids import NucleusIds
+from qpnuclei.nuclei.ids import hashed_ids
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, checked_class_name
@@ -68,9 +65,7 @@ def write_nuclei(
         with atomic_file(path) as stream:
             pq.write_table(table, stream)
         return
-    digests = b"".join(blake2b(outline, digest_size=10).digest() for outline in outlines)
-    ids = NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
-    write_detections(path, nuclei, ids, path_class)
+    write_detections(path, nuclei, hashed_ids(outlines), path_class)
 
 
 def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:

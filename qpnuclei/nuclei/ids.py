@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection, Iterable
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +55,29 @@ def are_ours(texts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 def made_id(digest: bytes) -> uuid.UUID:
     """Return one of our UUIDs, made from 10 bytes; see `NucleusIds`."""
     return NucleusIds(np.frombuffer(digest, np.uint8).reshape(1, -1))[0]
+
+
+def hashed_id(seed: bytes) -> uuid.UUID:
+    """Return one of our UUIDs, always the same for the same seed."""
+    return hashed_ids([seed])[0]
+
+
+def free_id(seed: bytes, taken: Collection[uuid.UUID | None]) -> uuid.UUID:
+    """Return the first of 256 UUIDs of a seed that is not taken."""
+    made = (hashed_id(seed + bytes([number])) for number in range(256))
+    return next(own_id for own_id in made if own_id not in taken)
+
+
+def hashed_ids(seeds: Iterable[bytes]) -> NucleusIds:
+    """Return the `hashed_id` of each seed.
+
+    Examples
+    --------
+    >>> hashed_ids([b"an outline", b"another"])[1] == hashed_id(b"another")
+    True
+    """
+    digests = b"".join(blake2b(seed, digest_size=10).digest() for seed in seeds)
+    return NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
 
 
 class NucleusIds(MadeOnDemand[uuid.UUID]):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import uuid
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpnuclei.nuclei.ids import NucleusIds, are_ours, is_ours
+from qpnuclei.nuclei.ids import NucleusIds, are_ours, free_id, hashed_id, hashed_ids, is_ours
 
 
 def test_ours_have_both_the_prefix_and_the_version() -> None:
@@ -43,3 +44,21 @@ def test_ours_are_told_by_their_text(
 
     rows = np.frombuffer("".join(texts).encode(), np.uint8).reshape(-1, 36)
     assert are_ours(rows).tolist() == [is_one_of_ours(text) for text in texts]
+
+
+def test_hashed_uuids_are_the_digests_of_their_seeds() -> None:
+    seeds = [b"", b"a", b"nucleus"]
+    ids = [*hashed_ids(seeds)]
+    assert ids == [hashed_id(seed) for seed in seeds]
+    for own_id, seed in zip(ids, seeds, strict=True):
+        octets = bytearray(b"qpnucl" + hashlib.blake2b(seed, digest_size=10).digest())
+        octets[6] = 0x80 | octets[6] & 0x0F
+        octets[8] = 0x80 | octets[8] & 0x3F
+        assert own_id.bytes == octets
+    assert len(hashed_ids([])) == 0
+
+
+def test_a_free_uuid_is_the_first_that_is_not_taken() -> None:
+    first, second, third = (hashed_id(b"seed" + bytes([number])) for number in range(3))
+    assert free_id(b"seed", {None}) == first
+    assert free_id(b"seed", {first, third}) == second

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.nuclei.ids import NucleusIds, made_id
+from qpnuclei.nuclei.ids import NucleusIds, free_id, hashed_ids
 from qpnuclei.nuclei.overlap import are_in_place_of
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.pipeline.inference.plausibility import Doubts
@@ -186,7 +185,7 @@ def new_nuclei(
             region[repeated] = -1
         if taken:  # all UUIDs of a large table take long
             ids = ids_of(table.take(np.flatnonzero(region >= 0)), plan.entry)
-            renamed |= {own_id: _free_id(own_id, taken) for own_id in ids if own_id in taken}
+            renamed |= {own_id: free_id(own_id.bytes, taken) for own_id in ids if own_id in taken}
         by_region = np.argsort(region, kind="stable")[np.count_nonzero(region < 0) :]
         as_it_is = np.array_equal(by_region, np.arange(len(table)))
         orders.append(None if as_it_is else by_region)
@@ -213,15 +212,6 @@ def _are_repeats(outlines: npt.NDArray[Any], earlier: shapely.STRtree) -> npt.ND
     return found
 
 
-def _free_id(own_id: UUID, taken: Collection[UUID]) -> UUID:
-    """Return another UUID for a nucleus, always the same."""
-    made = (
-        made_id(blake2b(own_id.bytes + bytes([number]), digest_size=10).digest())
-        for number in range(256)
-    )
-    return next(free for free in made if free not in taken)
-
-
 class _Sorted(MadeOnDemand[NucleiTable]):
     """Tables whose nuclei are sorted on demand."""
 
@@ -244,8 +234,4 @@ def ids_of(table: NucleiTable, entry: ImageEntry) -> NucleusIds:
     salt = f"{entry.id}/{entry.name}".encode()
     ends = 8 * table.ring_offsets[table.polygon_offsets]
     outlines = table.vertices.astype("<f4").tobytes()
-    digests = b"".join(
-        blake2b(salt + outlines[a:b], digest_size=10).digest()
-        for a, b in itertools.pairwise(ends.tolist())
-    )
-    return NucleusIds(np.frombuffer(digests, np.uint8).reshape(-1, 10))
+    return hashed_ids(salt + outlines[a:b] for a, b in itertools.pairwise(ends.tolist()))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from uuid import UUID
 
 import shapely
 
 from qpnuclei._version import __version__
 from qpnuclei.choices import IGNORE_CLASS
-from qpnuclei.nuclei.ids import is_ours, made_id
+from qpnuclei.nuclei.ids import hashed_id, is_ours
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image
@@ -180,7 +179,7 @@ def _pieces(area: shapely.Geometry) -> Sequence[shapely.Polygon]:
 def _id(outline: shapely.Geometry, name: str | None, entry: ImageEntry) -> UUID:
     """Return the UUID of an annotation made here: a hash of image, name and outline."""
     seed = f"{entry.id}/{entry.name}/{name}/".encode() + shapely.to_wkb(shapely.normalize(outline))
-    return made_id(blake2b(seed, digest_size=10).digest())
+    return hashed_id(seed)
 
 
 def _is_as_made(annotation: Annotation, entry: ImageEntry) -> bool:

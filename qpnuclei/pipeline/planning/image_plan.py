@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import shapely
 
 from qpnuclei.choices import OnExisting
 from qpnuclei.errors import QpnucleiError, UsageError, number_of, standing_alone
-from qpnuclei.nuclei.ids import made_id
+from qpnuclei.nuclei.ids import free_id
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.pipeline.positivity import require_dab
@@ -381,12 +380,9 @@ def _annotated(
             return [Region.of(annotation)], None
     taken = {annotation.id for annotation in objects.annotations}
     seed = f"{entry.id}/{entry.name}/".encode() + shapely.to_wkb(geometry)
-    ids = (
-        made_id(blake2b(seed + bytes([number]), digest_size=10).digest()) for number in range(256)
-    )
     tissue = Annotation(
         handle=len(objects.annotations) - len(earlier),
-        id=next(own_id for own_id in ids if own_id not in taken),
+        id=free_id(seed, taken),
         name=None,
         class_name=TISSUE_CLASS,
         roi_type="GeometryROI",
