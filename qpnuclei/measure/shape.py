@@ -45,10 +45,10 @@ def shape_measurements(polygons: npt.NDArray[Any], calibration: PixelCalibration
     two parallel lines that enclose the outline.
     """
     unit = "px"
-    if calibration.width_um is not None and calibration.height_um is not None:
+    mpp = calibration.mpp_xy
+    if mpp is not None:
         unit = "µm"
-        scale = np.array([calibration.width_um, calibration.height_um])
-        polygons = shapely.transform(polygons, lambda points: points * scale)
+        polygons = shapely.transform(polygons, lambda points: points * np.array(mpp))
     area = shapely.area(polygons)
     outer = shapely.polygons(shapely.get_exterior_ring(polygons))
     hulls = measure_hulls(shapely.get_coordinates(outer), shapely.get_num_coordinates(outer))

@@ -26,7 +26,6 @@ from qpnuclei.qupath.analysed_area import (
     NO_AREA,
     AnalysedArea,
     Basis,
-    Mpp,
     multipolygon,
     pair,
     rows_of_json,
@@ -42,6 +41,7 @@ from qpnuclei.qupath.areas import (
 )
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, rows_inside
+from qpnuclei.slides.calibration import Mpp
 from qpnuclei.slides.stains import StainRows
 
 _log = logging.getLogger(__name__)

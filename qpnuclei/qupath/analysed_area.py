@@ -10,12 +10,11 @@ import numpy as np
 import shapely
 
 from qpnuclei.qupath.areas import polygons_in, valid_area
+from qpnuclei.slides.calibration import Mpp
 from qpnuclei.slides.resolution import agree
 from qpnuclei.slides.stains import StainRows, stains_agree
 
 NO_AREA = shapely.MultiPolygon()
-
-Mpp = tuple[float, float]
 
 
 @dataclass(frozen=True)

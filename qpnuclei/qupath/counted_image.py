@@ -15,14 +15,14 @@ import shapely
 
 from qpnuclei.errors import FormatError, MppError
 from qpnuclei.qupath.analysed import Record, together
-from qpnuclei.qupath.analysed_area import AnalysedArea, Basis, Mpp
+from qpnuclei.qupath.analysed_area import AnalysedArea, Basis
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.classes import Classes
 from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, rows_inside
-from qpnuclei.slides.calibration import PixelCalibration, area_mm2
+from qpnuclei.slides.calibration import Mpp, PixelCalibration, area_mm2
 from qpnuclei.slides.resolution import mpp_text
 from qpnuclei.slides.stains import StainRows, stain_rows
 
@@ -66,8 +66,7 @@ class CountedImage:
     @property
     def mpp(self) -> Mpp | None:
         """µm per level-0 px in x and y; None if unknown."""
-        width, height = self.calibration.width_um, self.calibration.height_um
-        return (width, height) if width and height else None
+        return self.calibration.mpp_xy
 
     def mm2(self, area_px2: float | None) -> float:
         """Return an area in mm²; NaN if it or the pixel size is unknown."""

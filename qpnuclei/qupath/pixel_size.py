@@ -23,13 +23,12 @@ from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.image_names import image_option, images_named
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.calibration import Mpp, PixelCalibration
 from qpnuclei.slides.resolution import agree, resolve_mpp, same_mpp
 from qpnuclei.system.files import read_regular, unreadable
 
 _log = logging.getLogger(__name__)
 
-Mpp = tuple[float, float]
 Image = TypeVar("Image")
 
 _NO_TABLE = "give a table as text with the columns image and mpp"
@@ -164,8 +163,7 @@ def pixel_size(
 
 def project_mpp(entry: ImageEntry) -> Mpp | None:
     """Return the project's pixel size, plausible or not; None if it has none."""
-    width, height = entry.calibration.width_um, entry.calibration.height_um
-    return None if width is None or height is None else (width, height)
+    return entry.calibration.mpp_xy
 
 
 def changed_pixel_sizes(images: Sequence[ImageEntry], asked: AskedMpp) -> dict[str, float]:

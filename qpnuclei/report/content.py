@@ -222,15 +222,11 @@ def image_content(
     record = image.record
     run = run_that_wrote(runs, entry.id, record.run) if record.areas else None
     of_run = None if run is None else run.of_image(entry.id)
-    calibration = image.calibration
-    mpp = None
-    if calibration.width_um is not None and calibration.height_um is not None:
-        mpp = calibration.width_um, calibration.height_um
     by = {
         grouping: count_objects(image, grouping, nucleus_classes=nucleus_classes)
         for grouping in ("annotation", "class", "image")
     }
-    nuclei = _nuclei(image, nucleus_classes, mpp)
+    nuclei = _nuclei(image, nucleus_classes)
     pictures: dict[str, Any] = {}
     problems: list[QpnucleiError] = []
     with standing_alone(f"image {entry.name}", problems.append), open_image(entry) as slide:
@@ -241,7 +237,7 @@ def image_content(
         rows=by["annotation"],
         class_rows=by["class"],
         row=by["image"][0],
-        mpp=mpp,
+        mpp=image.mpp,
         written_by=run,
         run=of_run,
         runs=tuple(runs_in(runs, entry.id, record)),
@@ -280,11 +276,7 @@ def _classes_of_others(image: CountedImage) -> tuple[str, ...] | None:
     return tuple(sorted(names)) or None
 
 
-def _nuclei(
-    image: CountedImage,
-    nucleus_classes: Sequence[str] | None,
-    mpp: tuple[float, float] | None,
-) -> _Nuclei:
+def _nuclei(image: CountedImage, nucleus_classes: Sequence[str] | None) -> _Nuclei:
     rows = np.flatnonzero(counted_nuclei(image, nucleus_classes))
     detections = image.objects.detections
     area = analysed_area(image)
@@ -300,7 +292,7 @@ def _nuclei(
         {n: c[rows] for n, c in detections.measurements.items() if n in wanted},
         np.array([is_positive(detections.class_names[row]) for row in rows.tolist()], bool),
         area,
-        mpp,
+        image.mpp,
     )
 
 

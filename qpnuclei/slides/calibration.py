@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Pixel size in x and y, in µm per level-0 px.
+Mpp = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class PixelCalibration:
@@ -15,12 +18,17 @@ class PixelCalibration:
     @property
     def mpp(self) -> float | None:
         """Mean of width and height in µm/px, or None."""
+        return None if self.mpp_xy is None else sum(self.mpp_xy) / 2
+
+    @property
+    def mpp_xy(self) -> Mpp | None:
+        """Width and height in µm/px; None if one of them is unknown."""
         if self.width_um is None or self.height_um is None:
             return None
-        return (self.width_um + self.height_um) / 2
+        return self.width_um, self.height_um
 
 
-def area_mm2(area_px2: float, mpp: tuple[float, float]) -> float:
+def area_mm2(area_px2: float, mpp: Mpp) -> float:
     """Return an area given in px² in mm²; `mpp` is µm/px in x and y.
 
     Examples

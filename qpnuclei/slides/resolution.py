@@ -9,7 +9,7 @@ from typing import Literal
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import MppError
-from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.calibration import Mpp, PixelCalibration
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Scale:
         Level-0 px per px of the working grid, which the network sees.
     """
 
-    mpp: tuple[float, float]
+    mpp: Mpp
     downsample: tuple[float, float] = (1.0, 1.0)
 
     @property
-    def working_mpp(self) -> tuple[float, float]:
+    def working_mpp(self) -> Mpp:
         """µm per px of the working grid in x and y."""
         return self.mpp[0] * self.downsample[0], self.mpp[1] * self.downsample[1]
 
@@ -51,9 +51,9 @@ NATIVE_TOLERANCE = 0.10
 def resolve_mpp(
     override: float | None,
     calibration: PixelCalibration | None,
-    slide: tuple[float, float] | None,
+    slide: Mpp | None,
     name: str = "the slide",
-) -> tuple[tuple[float, float], MppSource]:
+) -> tuple[Mpp, MppSource]:
     """Decide the level-0 pixel size: the user's, otherwise the project's, otherwise the slide's.
 
     Parameters
@@ -78,9 +78,7 @@ def resolve_mpp(
     qpnuclei.errors.MppError
         If there is none, or it is outside 0.05 to 2.5 µm/px.
     """
-    project = None
-    if calibration and calibration.width_um is not None and calibration.height_um is not None:
-        project = calibration.width_um, calibration.height_um
+    project = None if calibration is None else calibration.mpp_xy
     if override is not None:
         chosen = _checked((override, override), "--mpp", name)
         for source, stated in (("the project", project), ("the slide file", slide)):
@@ -104,7 +102,7 @@ def resolve_mpp(
     )
 
 
-def working_downsample(slide_mpp: tuple[float, float], model_mpp: float) -> tuple[float, float]:
+def working_downsample(slide_mpp: Mpp, model_mpp: float) -> tuple[float, float]:
     """Return level-0 px per px of a model's working grid, in x and y.
 
     The result is exactly ``(1.0, 1.0)`` if both axes are within 10 % of the model's resolution
@@ -123,7 +121,7 @@ def working_downsample(slide_mpp: tuple[float, float], model_mpp: float) -> tupl
     return x, y
 
 
-def _checked(mpp: tuple[float, float], source: MppSource, name: str) -> tuple[float, float]:
+def _checked(mpp: Mpp, source: MppSource, name: str) -> Mpp:
     if not all(math.isfinite(v) and MIN_MPP <= v <= MAX_MPP for v in mpp):
         where = {"--mpp": "the given mpp", "project": "the project", "slide": "the slide file"}[
             source
@@ -136,7 +134,7 @@ def _checked(mpp: tuple[float, float], source: MppSource, name: str) -> tuple[fl
     return mpp
 
 
-def agree(a: tuple[float, float], b: tuple[float, float]) -> bool:
+def agree(a: Mpp, b: Mpp) -> bool:
     """Tell whether two pixel sizes, in µm/px in x and y, differ by less than 1 %."""
     return _are_close(a, b, _AGREEMENT)
 
@@ -160,7 +158,7 @@ def _are_close(a: tuple[float, float], b: tuple[float, float], tolerance: float)
     return all(math.isclose(p, q, rel_tol=tolerance) for p, q in zip(a, b, strict=True))
 
 
-def mpp_text(mpp: tuple[float, float]) -> str:
+def mpp_text(mpp: Mpp) -> str:
     """Return a pixel size in x and y for a message.
 
     Examples
