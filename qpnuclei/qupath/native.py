@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, number_of
 from qpnuclei.qupath import project_file
@@ -17,9 +17,8 @@ from qpnuclei.qupath.backups import (
     kept_backup,
     list_backups,
 )
-from qpnuclei.qupath.image_names import one_image, unique_name
+from qpnuclei.qupath.image_names import unique_name
 from qpnuclei.qupath.model import ABSENT, Edit, ImageObjects, ImageServer
-from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.detections import FileDetections
 from qpnuclei.qupath.qpdata.hierarchy import Objects
@@ -36,9 +35,6 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
 from qpnuclei.system.files import read_regular, unreadable
 from qpnuclei.system.locks import locked
-
-if TYPE_CHECKING:
-    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 _log = logging.getLogger(__name__)
 
@@ -84,13 +80,6 @@ class NativeProject(project_file.ProjectFolder):
 
     def __repr__(self) -> str:
         return f"NativeProject({str(self.path)!r}, {number_of(len(self.images), 'image')})"
-
-    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
-        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
-        from qpnuclei.qupath.nucleus_rows import nuclei_of
-
-        entry = one_image(self.images, image)
-        return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
     def find_image(self, uri: str) -> Path | None:
         """Return the file of an image's URI on this machine; None if it is missing."""
@@ -194,10 +183,7 @@ class NativeImage:
         self._check_reachable()
         with locked(self._project.path.parent):
             self._save(edit, fingerprint)
-        # The save is complete: errors of the clean-up are only logged.
-        with contextlib.suppress(OSError):
-            self._backup_path.unlink(missing_ok=True)  # as QuPath does; the backup has a copy
-            drop_old_backups(self.data_path)
+        self._drop_old_states()
 
     def backups(self) -> list[Backup]:
         """Return the backups, newest first."""
@@ -240,9 +226,7 @@ class NativeImage:
                 transaction.stage(self.folder / "summary.json", lambda emit: emit(summary))
                 with kept_backup(self.data_path):
                     transaction.commit()
-        with contextlib.suppress(OSError):
-            self._backup_path.unlink(missing_ok=True)
-            drop_old_backups(self.data_path)
+        self._drop_old_states()
 
     def _save(self, edit: Edit, fingerprint: str) -> None:
         old, found = self._read_bytes()
@@ -268,6 +252,12 @@ class NativeImage:
             self._check_unchanged(fingerprint)
             with kept_backup(self.data_path):
                 transaction.commit()
+
+    def _drop_old_states(self) -> None:
+        # The save is complete: errors of the clean-up do not make it fail.
+        with contextlib.suppress(OSError):
+            self._backup_path.unlink(missing_ok=True)  # as QuPath does; the backup has a copy
+            drop_old_backups(self.data_path)
 
     def _remove_leftovers(self) -> None:
         for folder in (self.folder, self._project.classes_path.parent, self._project.path.parent):

@@ -6,15 +6,18 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, UsageError
-from qpnuclei.qupath.model import ImageServer, PathClass, packed_rgb
+from qpnuclei.qupath.model import ImageServer, PathClass, Project, packed_rgb
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.system.files import one_spelling_each, read_regular, resolved, unreadable
 from qpnuclei.system.json_text import parse_json
+
+if TYPE_CHECKING:
+    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 Json = dict[str, Any]
 
@@ -51,6 +54,15 @@ class ProjectFolder:
     def classes_path(self) -> Path:
         """The file of the class list."""
         return self.path.parent / "classifiers" / "classes.json"
+
+    def nuclei(self: Project, image: str, mpp: float | None = None) -> NucleusRows:
+        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
+        from qpnuclei.qupath.image_names import one_image
+        from qpnuclei.qupath.nucleus_rows import nuclei_of
+        from qpnuclei.qupath.pixel_size import AskedMpp
+
+        entry = one_image(self.images, image)
+        return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
 
 def data_file(project_folder: Path, entry_id: str) -> Path:

@@ -11,22 +11,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath import project_file
-from qpnuclei.qupath.image_names import one_image
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.paquo import jvm
 from qpnuclei.qupath.paquo.image_entry import Loaded, PaquoImage
 from qpnuclei.qupath.paquo.java_errors import java_errors
 from qpnuclei.qupath.paquo.jvm import JavaObject
-from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction
 from qpnuclei.system.locks import locked
-
-if TYPE_CHECKING:
-    from qpnuclei.nuclei.exports.rows import NucleusRows
 
 
 def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -> PaquoProject:
@@ -87,13 +82,6 @@ class PaquoProject(project_file.ProjectFolder):
         """Version of QuPath that wrote the project file."""
         version = self.java_object.getVersion()
         return None if version is None else str(version)
-
-    def nuclei(self, image: str, mpp: float | None = None) -> NucleusRows:
-        """Return the nuclei of an image, from any program, as a table (see `Project.nuclei`)."""
-        from qpnuclei.qupath.nucleus_rows import nuclei_of
-
-        entry = one_image(self.images, image)
-        return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
     def loaded(self, image: PaquoImage, fingerprint: str) -> Loaded | None:
         """Return the last image data, if it is that of this image in this state of its file."""
