@@ -26,7 +26,6 @@ from qpnuclei.qupath.analysed_area import (
     NO_AREA,
     AnalysedArea,
     Basis,
-    multipolygon,
     pair,
     rows_of_json,
 )
@@ -34,6 +33,7 @@ from qpnuclei.qupath.area_index import AreaIndex, rounding_of, same_area
 from qpnuclei.qupath.areas import (
     ROUNDING_PX,
     Parts,
+    multipolygon,
     polygonal,
     union,
     valid_area,

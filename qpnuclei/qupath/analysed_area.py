@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 import shapely
 
-from qpnuclei.qupath.areas import polygons_in, valid_area
+from qpnuclei.qupath.areas import multipolygon, valid_area
 from qpnuclei.slides.calibration import Mpp
 from qpnuclei.slides.resolution import agree
 from qpnuclei.slides.stains import StainRows, stains_agree
@@ -158,11 +158,6 @@ class AnalysedArea:
             **({"keeps earlier": True} if self.keeps_earlier else {}),
             **({"nuclei": self.nuclei} if self.nuclei else {}),
         }
-
-
-def multipolygon(geometry: shapely.Geometry) -> shapely.MultiPolygon:
-    """Return the polygons of a geometry, without its lines and points."""
-    return shapely.MultiPolygon(list(polygons_in(geometry)))
 
 
 def pair(values: Any) -> Mpp:

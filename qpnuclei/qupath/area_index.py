@@ -10,8 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.qupath.analysed_area import AnalysedArea, multipolygon
-from qpnuclei.qupath.areas import ROUNDING_PX, Parts, union, valid_area, without_slivers
+from qpnuclei.qupath.analysed_area import AnalysedArea
+from qpnuclei.qupath.areas import (
+    ROUNDING_PX,
+    Parts,
+    multipolygon,
+    union,
+    valid_area,
+    without_slivers,
+)
 from qpnuclei.qupath.regions import same_outline
 
 

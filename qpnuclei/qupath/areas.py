@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-#: An outline may have moved by this much, because of how exactly coordinates are stored.
+#: Largest difference between coordinates of the same outline, in px. GeoJSON and some ROIs round to
+#: 0.01 px, others to float32.
 ROUNDING_PX = 0.02
 
 
@@ -26,6 +27,11 @@ def polygons_in(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:
     )
     polygons: npt.NDArray[np.object_] = parts[is_area]
     return polygons
+
+
+def multipolygon(geometry: shapely.Geometry) -> shapely.MultiPolygon:
+    """Return the areas of a geometry as a MultiPolygon, without lines and points."""
+    return shapely.MultiPolygon(list(polygons_in(geometry)))
 
 
 def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:

@@ -14,7 +14,7 @@ from qpnuclei.errors import number_of
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.filters import with_filter
 from qpnuclei.qupath.model import Edit, ImageEntry
-from qpnuclei.qupath.regions import Region, rows_inside
+from qpnuclei.qupath.regions import Region, rows_in_any
 
 #: Certainties for which ``--dry-run`` counts the nuclei.
 STEPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -69,8 +69,7 @@ class OwnNuclei:
         rows = np.flatnonzero(found.ours)
         regions = tuple(Region.of(a) for a in objects.annotations if a.class_name in roi_classes)
         if roi_classes and len(rows):
-            inside = rows_inside(regions, found.centroids[rows], found.planes[rows])
-            rows = rows[np.unique(np.concatenate([np.empty(0, np.int64), *inside]))]
+            rows = rows[rows_in_any(regions, found.centroids[rows], found.planes[rows])]
         known = found.measurements.get(CERTAINTY)
         certainty = np.full(len(rows), np.nan) if known is None else known[rows]
         locked = found.locked[rows]

@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.qupath.areas import union
+from qpnuclei.qupath.areas import ROUNDING_PX, union
 from qpnuclei.qupath.model import Annotation
 
-#: Largest difference between coordinates of the same outline, in px. GeoJSON and some ROIs round to
-#: 0.01 px, others to float32.
-_SAME_PX = 0.02
 #: A smaller share of an area is a rounding error.
 _ROUNDING = 1e-9
 
@@ -72,17 +69,17 @@ class Region:
 
 def same_outline(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     """Tell whether two geometries are equal up to the precision of stored coordinates."""
-    if shapely.equals_exact(a, b, _SAME_PX):
+    if shapely.equals_exact(a, b, ROUNDING_PX):
         return True
-    return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), _SAME_PX))
+    return bool(shapely.equals_exact(shapely.normalize(a), shapely.normalize(b), ROUNDING_PX))
 
 
 def same_outlines(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Tell of each of N pairs of geometries whether they are equal, as `same_outline` does."""
-    same: npt.NDArray[np.bool_] = shapely.equals_exact(a, b, _SAME_PX)
+    same: npt.NDArray[np.bool_] = shapely.equals_exact(a, b, ROUNDING_PX)
     others = np.flatnonzero(~same)
     a, b = shapely.normalize(a[others]), shapely.normalize(b[others])
-    same[others] = shapely.equals_exact(a, b, _SAME_PX)
+    same[others] = shapely.equals_exact(a, b, ROUNDING_PX)
     return same
 
 
@@ -124,6 +121,22 @@ def rows_inside(
                 inside = tree.query(region.geometry, predicate="intersects")
                 found[index] = on_plane[np.sort(inside)]
     return found
+
+
+def rows_in_any(
+    regions: Sequence[Region],
+    points: npt.NDArray[np.float64],
+    planes: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Return the indices of the points that lie in at least one region, ascending.
+
+    Parameters
+    ----------
+    regions, points, planes
+        As in `rows_inside`.
+    """
+    inside = rows_inside(regions, points, planes)
+    return np.unique(np.concatenate([np.empty(0, np.int64), *inside]))
 
 
 def region_of(

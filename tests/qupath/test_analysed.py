@@ -22,8 +22,8 @@ from qpnuclei.qupath.analysed import (
     overall,
     together,
 )
-from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, Basis, multipolygon
-from qpnuclei.qupath.areas import polygonal
+from qpnuclei.qupath.analysed_area import NO_AREA, AnalysedArea, Basis
+from qpnuclei.qupath.areas import multipolygon, polygonal
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, stain_rows

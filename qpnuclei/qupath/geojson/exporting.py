@@ -22,7 +22,7 @@ from qpnuclei.qupath.model import (
     Project,
 )
 from qpnuclei.qupath.names import file_stem
-from qpnuclei.qupath.regions import Region, rows_inside
+from qpnuclei.qupath.regions import Region, rows_in_any
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def export_image(
     table = objects.detections
     rows = np.arange(len(table) if detections else 0)
     if classes and len(rows):
-        inside = rows_inside([Region.of(a) for a in chosen], table.centroids, table.planes)
-        rows = np.unique(np.concatenate([rows[:0], *inside]))
+        rows = rows_in_any([Region.of(a) for a in chosen], table.centroids, table.planes)
     path = folder / f"{file_stem(entry)}.geojson.gz"
     colors = {path_class.name: path_class.color for path_class in project.classes}
 
