@@ -18,6 +18,7 @@ from typing import Any
 
 from qpnuclei.errors import FormatError, SaveError, UsageError
 from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.planning.keys import request_of
 from qpnuclei.pipeline.planning.layout import WorkUnit
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.summary import RECORD
@@ -272,7 +273,6 @@ class _Log(logging.FileHandler):
 def choose_folder(
     project: Project,
     options: RunOptions,
-    request: str = "",
     resume: bool = False,
     extend: bool = False,
 ) -> RunFolder:
@@ -285,10 +285,8 @@ def choose_folder(
 
     Parameters
     ----------
-    request : str
-        Hash of the request, from `qpnuclei.pipeline.planning.keys.request_of`.
     resume : bool
-        Take the newest folder of an unfinished run of this request.
+        Take the newest folder of an unfinished run with the same request (`request_of`).
     extend : bool
         With `resume`, also take the folder of a finished run.
 
@@ -313,6 +311,7 @@ def choose_folder(
     runs = project.path.parent / OWN_FOLDER
     make_writable_folder(runs if runs.exists() else runs.parent)
     if resume:
+        request = request_of(options)
         for path in sorted(runs.glob("*/plan.json"), reverse=True):
             folder = RunFolder(path.parent, project.path.parent)
             if folder.record().get("request") == request and (extend or not folder.is_done):

@@ -8,7 +8,7 @@ Finished work is kept as files in the folder and is not repeated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from qpnuclei.pipeline.inference.join import join_image
 from qpnuclei.pipeline.inference.units import Conduct, Progress, check_complete, infer_images
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_project import plan_project
-from qpnuclei.pipeline.planning.keys import request_of
 from qpnuclei.pipeline.planning.layout import layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.pipeline.positivity import require_some_dab
@@ -37,7 +36,7 @@ from qpnuclei.pipeline.space import check_space, need_of_copies, need_of_results
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
-from qpnuclei.segmentation.engine import engine_specs, load_engine
+from qpnuclei.segmentation.engine import Engine, engine_specs, load_engine
 from qpnuclei.system.commands import as_typed
 from qpnuclei.system.files import check_folder
 from qpnuclei.system.locks import locked
@@ -62,16 +61,13 @@ def plan_run(
     require_some_dab(entries, options.positive_thresholds)
     engine_specs(options.models)  # refuses them before a folder is made
     with locked(project.path.parent):
-        folder = choose_folder(
-            project, options, request_of(options), conduct.resume, conduct.extend
-        )
+        folder = choose_folder(project, options, conduct.resume, conduct.extend)
         with folder.logging():
             planned = plan_project(project, entries, options, folder, conduct)
             todo = [i for i in planned.plan.images if i.entry not in planned.committed]
             check_space(need_of_shards(folder, todo))
             summary = RunSummary.begun(project, planned.plan, options, folder.path)
-            for entry_id, error in planned.errors.items():
-                summary.fail(entry_id, error, entry_id in planned.committed)
+            summary.fail_planned(planned.errors, planned.committed)
             summary.state = "planned"
             summary.save()
     return folder, planned.plan, summary
@@ -177,10 +173,8 @@ def commit_run(
                 number_of(len(lacking), "image"),
             )
         summary = RunSummary.begun(project, plan, options, folder.path)
-        there = {image.entry for image in plan.images}
-        for unplanned in plan.failures:
-            error = QpnucleiError(unplanned.error, unplanned.hint)
-            summary.fail(unplanned.entry, error, unplanned.entry in there)
+        errors = {one.entry: QpnucleiError(one.error, one.hint) for one in plan.failures}
+        summary.fail_planned(errors, {image.entry for image in plan.images})
         # The device that computed the images already committed.
         summary.device = str(folder.record().get("device", ""))
         failed = folder.failed()
@@ -196,28 +190,8 @@ def commit_run(
                 if entry is None:
                     raise _not_in_project(image, project)
                 commit = ImageCommit(project, entry, image, folder, plan.spec(image), options)
-                objects = entry.read()
-                record = Record.of(objects.properties)
-                if record.had_run(image.marker):
-                    # Nuclei that a later run has replaced cannot be counted again.
-                    is_replaced = not record.has_run(image.marker)
-                    done = commit.complete_earlier(objects.fingerprint, is_replaced=is_replaced)
-                    summary.add_earlier(done)
+                if not _commit_image(commit, summary, failed, engine, slides_from):
                     continue
-                try:
-                    check_same_image(entry, image)
-                except ConflictError as error:
-                    raise ConflictError(error.what, _to_plan_again(folder)) from error
-                if not folder.shard(image, commit.layout.name).exists():
-                    check_complete(folder, image, commit.layout, failed)
-                    seeing = partial(engine, options.model_for(image.mpp))
-                    join_image(folder, image, commit.layout, seeing, options, slides_from)
-                try:
-                    result = commit.write()
-                except ConflictError as error:
-                    raise ConflictError(error.what, _after_conflict(folder, options)) from error
-                summary.images.append(result)
-                summary.device = commit.device or summary.device
             summary.save_if_due()
             with summary.noting_a_stop():
                 conduct.check_stop()
@@ -225,6 +199,53 @@ def commit_run(
         folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
         summary.save_somewhere()
     return summary
+
+
+def _commit_image(
+    commit: ImageCommit,
+    summary: RunSummary,
+    failed: dict[str, dict[str, object]],
+    engine: Callable[[str], Engine],
+    slides_from: Path | None,
+) -> bool:
+    """Write the nuclei of one image into the project, and note this in the summary.
+
+    Parameters
+    ----------
+    failed : dict
+        The units that failed, from `RunFolder.failed`.
+    engine : callable
+        Returns the engine of a model.
+
+    Returns
+    -------
+    bool
+        False if an earlier start of the run had written them already.
+    """
+    entry, image, folder, options = commit.entry, commit.image, commit.folder, commit.options
+    objects = entry.read()
+    record = Record.of(objects.properties)
+    if record.had_run(image.marker):
+        # Nuclei that a later run has replaced cannot be counted again.
+        is_replaced = not record.has_run(image.marker)
+        done = commit.complete_earlier(objects.fingerprint, is_replaced=is_replaced)
+        summary.add_earlier(done)
+        return False
+    try:
+        check_same_image(entry, image)
+    except ConflictError as error:
+        raise ConflictError(error.what, _to_plan_again(folder)) from error
+    if not folder.shard(image, commit.layout.name).exists():
+        check_complete(folder, image, commit.layout, failed)
+        seeing = partial(engine, options.model_for(image.mpp))
+        join_image(folder, image, commit.layout, seeing, options, slides_from)
+    try:
+        result = commit.write()
+    except ConflictError as error:
+        raise ConflictError(error.what, _after_conflict(folder, options)) from error
+    summary.images.append(result)
+    summary.device = commit.device or summary.device
+    return True
 
 
 def _planned_entries(project: Project, folder: RunFolder, plan: RunPlan) -> dict[str, ImageEntry]:

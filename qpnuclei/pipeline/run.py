@@ -14,7 +14,6 @@ from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.units import Conduct, Progress, infer_images
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_project import plan_project
-from qpnuclei.pipeline.planning.keys import request_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
@@ -52,9 +51,7 @@ def analyse_project(
     conduct = conduct or Conduct()
     require_some_dab(entries, options.positive_thresholds)
     with locked(project.path.parent), computing(options, conduct) as computer:
-        folder = choose_folder(
-            project, options, request_of(options), conduct.resume, conduct.extend
-        )
+        folder = choose_folder(project, options, conduct.resume, conduct.extend)
         with folder.logging():
             planned = plan_project(project, entries, options, folder, conduct)
             plan = planned.plan
@@ -76,8 +73,7 @@ def analyse_project(
                 entry, spec = by_id[image.entry], plan.spec(image)
                 return ImageCommit(project, entry, image, folder, spec, options)
 
-            for entry_id, error in planned.errors.items():
-                summary.fail(entry_id, error, entry_id in planned.committed)
+            summary.fail_planned(planned.errors, planned.committed)
             with summary.noting_a_stop():
                 for image in plan.images:
                     if image.entry in planned.committed:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -310,6 +310,19 @@ class RunSummary:
         self.failures.append(Failure(name, entry_id, error))
         again = " again; its nuclei from the earlier run are kept" if is_written else ""
         _log.error("%snot analysed%s: %s", error.naming("image", name), again, error)
+
+    def fail_planned(self, errors: Mapping[str, QpnucleiError], written: Collection[str]) -> None:
+        """Record and report the images that could not be planned.
+
+        Parameters
+        ----------
+        errors : mapping of str to QpnucleiError
+            Why, by entry ID.
+        written : collection of str
+            Entry IDs of images whose nuclei an earlier start of this run has written.
+        """
+        for entry_id, error in errors.items():
+            self.fail(entry_id, error, entry_id in written)
 
     @property
     def not_done(self) -> list[dict[str, str]]:
