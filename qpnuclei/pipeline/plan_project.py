@@ -22,7 +22,6 @@ from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan, Unplanne
 from qpnuclei.pipeline.planning.plan_parts import (
     PlannedRegion,
     PlannedSlide,
-    as_file_name,
 )
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.images import open_image
@@ -187,7 +186,7 @@ def _planned_image(
     made = PlannedImage(
         entry=plan.entry.id,
         name=plan.entry.name,
-        folder=as_file_name(file_stem(plan.entry)),
+        folder=file_stem(plan.entry),
         slide=slide,
         uris=plan.entry.server.uris,
         model=absolute_model(plan.model),

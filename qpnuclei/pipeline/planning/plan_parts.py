@@ -23,11 +23,6 @@ from qpnuclei.system.unicode_forms import unicode_forms
 _NOT_IN_NAMES = re.compile(r"[^\w\-. ]")
 
 
-def as_file_name(name: str) -> str:
-    """Return a name without the characters that a file system may refuse."""
-    return _NOT_IN_NAMES.sub("_", name)
-
-
 def check_file_name(name: str) -> None:
     """Raise a ValueError if a name of the plan would lead out of its folder."""
     if not name.strip(". ") or _NOT_IN_NAMES.search(name):
