@@ -23,6 +23,7 @@ from qpnuclei.measure.shape import AREA
 from qpnuclei.nuclei.table import NucleiTable, NucleiTables
 from qpnuclei.qupath.regions import Region, region_of, rows_inside
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.resolution import mpp_text
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
 
@@ -350,7 +351,7 @@ def doubt(
         if not low <= median <= high:
             doubts.append(
                 f"the median nucleus has {median:.3g} µm², not {low:g} to {high:g} (likely cause: "
-                f"pixel size, {_size(mpp)})"
+                f"pixel size, {mpp_text(mpp)} µm/px)"
             )
     certainties = found.certainties[np.isfinite(found.certainties)]
     if len(certainties) >= MIN_SAMPLE and (mean := float(certainties.mean())) < MIN_CERTAINTY:
@@ -380,7 +381,8 @@ def _likely_causes(appearance: Appearance, mpp: tuple[float, float]) -> str:
     low, high = _OBJECT_UM2
     if math.isfinite(appearance.object_um2) and not low <= appearance.object_um2 <= high:
         causes.append(
-            f"pixel size, as the objects have {appearance.object_um2:.3g} µm² at {_size(mpp)}"
+            f"pixel size, as the objects have {appearance.object_um2:.3g} µm² at "
+            f"{mpp_text(mpp)} µm/px"
         )
     if appearance.sharpness < _SHARPNESS_PER_UM:
         causes.append("focus, as their edges are unsharp")
@@ -391,10 +393,6 @@ def _likely_causes(appearance: Appearance, mpp: tuple[float, float]) -> str:
     if appearance.brightness < _DIM_BRIGHTNESS:
         causes.append("a dark scan")
     return " or ".join(causes) or "a model that does not suit this tissue"
-
-
-def _size(mpp: tuple[float, float]) -> str:
-    return f"{mpp[0]:.4g} µm/px" if mpp[0] == mpp[1] else f"{mpp[0]:.4g} x {mpp[1]:.4g} µm/px"
 
 
 def _held(region: Region, points: Points) -> int:
