@@ -84,7 +84,7 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     qpnuclei.errors.SaveError
         If the file cannot be written; an existing file is unchanged.
     """
-    described = rechecked(replace(metadata, geometry=_geometry(network)))
+    described = rechecked(replace(metadata, geometry=geometry_of(network)))
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     content = safetensors.torch.save(tensors, {HEADER_KEY: msgspec.json.encode(described).decode()})
     write_atomically(path, content)
@@ -112,10 +112,10 @@ def load_model(
     metadata = metadata or read_metadata(path)
     with torch.device("meta"):  # uses no memory, whatever size the file states
         network = build_network(metadata)
-    if metadata.network_geometry() != _geometry(network):
+    if metadata.network_geometry() != geometry_of(network):
         raise ModelError(
             f"model file {path} states {metadata.network_geometry()}, but its network has "
-            f"{_geometry(network)}",
+            f"{geometry_of(network)}",
             RETRAIN,
         )
     tensors = {name: torch.from_numpy(weight) for name, weight in read_weights(path).items()}
@@ -126,7 +126,8 @@ def load_model(
     return network.eval(), metadata
 
 
-def _geometry(network: nn.Module) -> NetworkGeometry:
+def geometry_of(network: nn.Module) -> NetworkGeometry:
+    """Return the receptive field and stride of a `Network`."""
     described = cast(Network, network)
     return NetworkGeometry(described.receptive_radius_px, described.stride)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qpnuclei.choices import Precision
-from qpnuclei.models.checkpoint import Network
-from qpnuclei.models.geometry import NetworkGeometry
+from qpnuclei.models.checkpoint import geometry_of
 from qpnuclei.models.metadata import ModelMetadata
 from qpnuclei.models.student import StudentNet
 from qpnuclei.segmentation.cuda import TILES_AT_ONCE, CudaMaps
@@ -65,7 +63,7 @@ class _OnCpu(CpuForward):
     def __init__(
         self, network: nn.Module, metadata: ModelMetadata, views: int, dtype: torch.dtype
     ) -> None:
-        super().__init__(metadata, _geometry(network), views, _name(dtype), _cell_px(network))
+        super().__init__(metadata, geometry_of(network), views, _name(dtype), _cell_px(network))
         self._network = network.cells if isinstance(network, StudentNet) else network
         self._dtype = dtype
 
@@ -92,7 +90,7 @@ class _OnGpu:
         self.device = str(device)
         self.precision = _name(dtype)
         self.views = views
-        self.geometry = _geometry(network)
+        self.geometry = geometry_of(network)
         self._network = network
         self._metadata = metadata
         self._device = device
@@ -136,11 +134,6 @@ class _OnGpu:
         if self._metadata.tau is not None:
             logits = self._metadata.sigmoid_gain * (logits - self._metadata.tau)
         return logits.contiguous().sigmoid_()
-
-
-def _geometry(network: nn.Module) -> NetworkGeometry:
-    described = cast(Network, network)
-    return NetworkGeometry(described.receptive_radius_px, described.stride)
 
 
 def _cell_px(network: nn.Module) -> int:
