@@ -13,6 +13,7 @@ import shapely
 
 from qpnuclei.slides.masks import Mask, outline_mask
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.scaling import reduced_grid
 from qpnuclei.slides.slide import Slide
 from qpnuclei.slides.tissue import ink_of
 
@@ -92,9 +93,7 @@ def find_artefacts(slide: Slide, mpp: tuple[float, float]) -> dict[str, shapely.
     qpnuclei.errors.SlideError
         If the slide cannot be read.
     """
-    width = max(1, round(slide.width * mpp[0] / _MPP))
-    height = max(1, round(slide.height * mpp[1] / _MPP))
-    downsample = slide.width / width, slide.height / height
+    width, height, downsample = reduced_grid((slide.width, slide.height), mpp, _MPP)
     masks = artefact_masks(_slide_values(slide, width, height, downsample))
     cell_size = downsample[0] * _CELL_PX, downsample[1] * _CELL_PX
     cell_um2 = cell_size[0] * mpp[0] * cell_size[1] * mpp[1]

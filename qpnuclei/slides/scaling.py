@@ -12,6 +12,38 @@ import numpy.typing as npt
 _Image = TypeVar("_Image", npt.NDArray[np.uint8], npt.NDArray[np.float32])
 
 
+def reduced_grid(
+    size: tuple[int, int], mpp: tuple[float, float], grid_mpp: float
+) -> tuple[int, int, tuple[float, float]]:
+    """Return the grid of a whole slide at about a coarser pixel size.
+
+    Parameters
+    ----------
+    size : (width, height) of int
+        Of the slide, in level-0 px.
+    mpp : (float, float)
+        Level-0 µm/px in x and y.
+    grid_mpp : float
+        µm per px of the grid.
+
+    Returns
+    -------
+    width, height : int
+        Size in px of the grid, at least 1.
+    downsample : (float, float)
+        Level-0 px per px of the grid, so that it covers the slide exactly.
+
+    Examples
+    --------
+    >>> reduced_grid((1000, 600), (0.5, 0.5), 8)
+    (62, 38, (16.129032258064516, 15.789473684210526))
+    """
+    width, height = (
+        max(1, round(length * axis / grid_mpp)) for length, axis in zip(size, mpp, strict=True)
+    )
+    return width, height, (size[0] / width, size[1] / height)
+
+
 def scaled(image: _Image, factor: float) -> _Image:
     """Scale an image by `factor`; its sides are rounded to px, at least 1. See `resized`."""
     height, width = (max(1, round(length * factor)) for length in image.shape[:2])

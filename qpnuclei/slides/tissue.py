@@ -9,6 +9,7 @@ import shapely
 
 from qpnuclei.slides.masks import Mask, disk, outline_mask
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.scaling import reduced_grid
 from qpnuclei.slides.slide import Slide
 
 #: Resolution of the tissue mask in µm/px: fine enough for its outline, and most slides fit into
@@ -57,9 +58,7 @@ def find_tissue(slide: Slide, mpp: tuple[float, float]) -> shapely.MultiPolygon:
     shapely.MultiPolygon
         In level-0 px; empty if there is none.
     """
-    width = max(1, round(slide.width * mpp[0] / _MASK_MPP))
-    height = max(1, round(slide.height * mpp[1] / _MASK_MPP))
-    downsample = slide.width / width, slide.height / height
+    width, height, downsample = reduced_grid((slide.width, slide.height), mpp, _MASK_MPP)
     mask = tissue_mask(slide.read(0, 0, width, height, downsample))
     pixel_um2 = downsample[0] * mpp[0] * downsample[1] * mpp[1]
     min_piece_px = min(_MIN_PIECE_UM2 / pixel_um2, mask.size / _SMALL_IMAGE_PARTS)
