@@ -23,7 +23,7 @@ from qpnuclei.qupath.filters import filters_of
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.report.density import density_map, viridis
+from qpnuclei.report.density import density_map, viridis_steps
 from qpnuclei.report.histogram import Histogram, histogram
 from qpnuclei.report.pictures import (
     PALETTE,
@@ -327,9 +327,8 @@ def _pictures(
                 *picture.size,
                 scale_bar((density.box[2] - density.box[0]) * nuclei.mpp[0]),
             )
-            steps = viridis(np.linspace(0, 1, 9))
             made["colour_bar"] = ColourBar(
-                tuple(f"rgb({r},{g},{b})" for r, g, b in steps.tolist()),
+                viridis_steps(),
                 tuple((100 * share, share * density.top) for share in (0.0, 0.25, 0.5, 0.75, 1.0)),
                 density.sigma_um,
                 bool(np.nanmax(density.values) > density.top),

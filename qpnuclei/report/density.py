@@ -111,6 +111,11 @@ def viridis(levels: Floats) -> npt.NDArray[np.uint8]:
     return np.asarray(colours[:, 0, ::-1], np.uint8)
 
 
+def viridis_steps() -> tuple[str, ...]:
+    """Return nine colours of viridis for CSS, in even steps from level 0 to 1."""
+    return tuple(f"rgb({r},{g},{b})" for r, g, b in viridis(np.linspace(0, 1, 9)).tolist())
+
+
 def _round_up(value: float) -> float:
     """Return the lowest round number not below a value. Its quarters are round, too."""
     if not value > 0:

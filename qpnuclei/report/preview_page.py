@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qpnuclei.report.density import viridis
+from qpnuclei.report.density import viridis, viridis_steps
 from qpnuclei.report.drawing import INK, Colour, draw_lines, draw_rings, draw_scale_bar, draw_text
 from qpnuclei.report.pictures import Outline, Picture, embedded, outlines, scale_bar
 from qpnuclei.report.preview import Field, Setting
@@ -81,7 +81,7 @@ def write_preview(
             for label, command, total in zip(labels, commands, totals, strict=True)
         ],
         several_models=len(models) > 1,
-        colours=[f"rgb({r},{g},{b})" for r, g, b in viridis(np.linspace(0, 1, 9)).tolist()],
+        colours=viridis_steps(),
     )
     write_page(path, page)
     write_png(path.with_suffix(".png"), picture_of(fields, settings))
