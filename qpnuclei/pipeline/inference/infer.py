@@ -78,7 +78,6 @@ def find_nuclei(
     found: NucleiTables,
     *,
     simplify_um: float = DEFAULT_SIMPLIFY_UM,
-    min_area_um2: float = 0.0,
     workers: int = 1,
 ) -> StitchReport:
     """Find the nuclei that the tiles of a plan own, each once, and measure them.
@@ -97,8 +96,6 @@ def find_nuclei(
     simplify_um : float
         Outlines are smoothed, and vertices within about this distance of the outline are left out;
         with 0, outlines run along the edges of working pixels.
-    min_area_um2 : float
-        Nuclei with a smaller ``Area µm^2`` are left out.
     workers : int
         Tiles that are measured at the same time. The result does not depend on it.
 
@@ -112,15 +109,7 @@ def find_nuclei(
     )
     with closing(measured):
         return join_tiles(
-            measured,
-            pixels,
-            tiles,
-            lambda: engine,
-            scale,
-            stains,
-            found,
-            simplify_um=simplify_um,
-            min_area_um2=min_area_um2,
+            measured, pixels, tiles, lambda: engine, scale, stains, found, simplify_um=simplify_um
         )
 
 
@@ -208,6 +197,8 @@ def join_tiles(
         Every tile once, in any order; the result is in the order of the plan.
     engine : callable
         Returns the engine; called only if a nucleus was joined, which no tile saw whole.
+    min_area_um2 : float
+        Nuclei with a smaller ``Area µm^2`` are left out.
     """
     clock = clock or Stopwatch()
     if not len(tiles):  # everything is excluded: no nuclei, but all columns

@@ -10,12 +10,13 @@ import torch
 
 from qpnuclei.errors import SlideError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.inference.infer import find_nuclei
+from qpnuclei.pipeline.inference.infer import find_nuclei, join_tiles, measure_tiles
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE
+from qpnuclei.tiling.plan import TilePlan
 
 SCALE = Scale((0.25, 0.25))
 
@@ -46,23 +47,17 @@ def found(
     tissue: ImageInMemory,
     tile_px: int,
     workers: int = 1,
-    min_area_um2: float = 0.0,
 ) -> NucleiTable:
+    tables: list[NucleiTable] = []
+    tiles = planned(engine, tissue, tile_px)
+    find_nuclei(tissue, tiles, engine, SCALE, DEFAULT_HE, tables, workers=workers)
+    return concatenate(tables)
+
+
+def planned(engine: Engine, tissue: ImageInMemory, tile_px: int) -> TilePlan:
     size = tissue.width, tissue.height
     roi = shapely.Polygon([(20, 10), (400, 60), (350, 370), (60, 300)])
-    tiles = plan_tiles(roi, size, SCALE, engine.spec, tile_px, max_nucleus_um=10)
-    tables: list[NucleiTable] = []
-    find_nuclei(
-        tissue,
-        tiles,
-        engine,
-        SCALE,
-        DEFAULT_HE,
-        tables,
-        min_area_um2=min_area_um2,
-        workers=workers,
-    )
-    return concatenate(tables)
+    return plan_tiles(roi, size, SCALE, engine.spec, tile_px, max_nucleus_um=10)
 
 
 def assert_same(one: NucleiTable, other: NucleiTable) -> None:
@@ -102,7 +97,13 @@ def test_small_nuclei_are_left_out_and_the_others_stay_as_they_are(
     everything = found(engine, tissue, 130)
     areas = everything.measurements["Area µm^2"]
     least = float(np.median(areas))
-    assert_same(everything.take(areas >= least), found(engine, tissue, 130, min_area_um2=least))
+    tiles = planned(engine, tissue, 130)
+    measured = measure_tiles(tissue, tiles, engine, SCALE, DEFAULT_HE)
+    large: list[NucleiTable] = []
+    join_tiles(
+        measured, tissue, tiles, lambda: engine, SCALE, DEFAULT_HE, large, min_area_um2=least
+    )
+    assert_same(everything.take(areas >= least), concatenate(large))
 
 
 def test_a_higher_threshold_shrinks_nuclei(engine: Engine, tissue: ImageInMemory) -> None:
