@@ -20,7 +20,7 @@ import shapely
 
 from qpnuclei.choices import NUCLEUS_CLASS
 from qpnuclei.errors import MppError, UsageError, number_of
-from qpnuclei.evaluation.datasets import AnnotatedImage
+from qpnuclei.evaluation.datasets import AnnotatedImage, AnnotatedSet
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.matching import overlaps_of_outlines
 from qpnuclei.nuclei.overlap import are_among
@@ -159,25 +159,6 @@ class BoxImage(AnnotatedImage):
         return y1 - y0, x1 - x0
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The boxes of a project.
-
-    Parameters
-    ----------
-    images : sequence of BoxImage
-        One for each box.
-    described : dict
-        For a report: the classes, and the numbers of boxes and nuclei.
-    notes : tuple of str
-        Sentences for a report on what is compared.
-    """
-
-    images: Sequence[BoxImage]
-    described: dict[str, Any]
-    notes: tuple[str, ...]
-
-
 def read_boxes(
     path: Path,
     roi: Sequence[str],
@@ -187,7 +168,7 @@ def read_boxes(
     mpp: float | None = None,
     image_root: Path | None = None,
     limit: int | None = None,
-) -> Drawn:
+) -> AnnotatedSet[BoxImage]:
     """Read the nuclei that were drawn in boxes of a project.
 
     Parameters
@@ -291,7 +272,7 @@ def read_boxes(
         "nuclei_by_qpnuclei": ours,
         "mended": corrected,
     }
-    return Drawn(boxes, described, tuple(notes))
+    return AnnotatedSet(boxes, described, tuple(notes))
 
 
 def read_corrected(
@@ -302,7 +283,7 @@ def read_corrected(
     images: Sequence[str] = (),
     mpp: float | None = None,
     image_root: Path | None = None,
-) -> Drawn:
+) -> AnnotatedSet[BoxImage]:
     """Read the boxes of all projects among some paths, for training; none without `roi`.
 
     Raises
@@ -320,7 +301,7 @@ def read_corrected(
         read_boxes(path, roi, truth_classes, images=images, mpp=mpp, image_root=image_root)
         for path in projects
     ]
-    return Drawn(
+    return AnnotatedSet(
         [box for of_project in drawn for box in of_project.images],
         {},
         tuple(of_project.notes[0] for of_project in drawn),

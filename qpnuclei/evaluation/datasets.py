@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -114,6 +114,28 @@ class AnnotatedImage:
                     "each connected part as a nucleus",
                 )
         return labels
+
+
+Image = TypeVar("Image", bound=AnnotatedImage, covariant=True)
+
+
+@dataclass(frozen=True)
+class AnnotatedSet(Generic[Image]):
+    """Annotated images of a data set, or boxes of projects.
+
+    Parameters
+    ----------
+    images : sequence of AnnotatedImage
+        One for each image or box.
+    described : dict
+        What a report says of them, as JSON types.
+    notes : tuple of str
+        Sentences for a report on what is compared.
+    """
+
+    images: Sequence[Image]
+    described: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:

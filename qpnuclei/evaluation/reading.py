@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qpnuclei.errors import UsageError
 from qpnuclei.evaluation.boxes import read_boxes
-from qpnuclei.evaluation.datasets import AnnotatedImage
+from qpnuclei.evaluation.datasets import AnnotatedImage, AnnotatedSet
 from qpnuclei.evaluation.formats import read_dataset
 from qpnuclei.qupath.project_file import find_project_file, is_project
 from qpnuclei.system.files import check_folder
-
-
-@dataclass(frozen=True)
-class AnnotatedSet:
-    """Annotated images, with their description and remarks for a report."""
-
-    images: Sequence[AnnotatedImage]
-    described: dict[str, Any]
-    notes: tuple[str, ...] = ()
 
 
 def read_annotated(
@@ -37,7 +26,7 @@ def read_annotated(
     mpp: float | None = None,
     image_root: Path | None = None,
     limit: int | None = None,
-) -> AnnotatedSet:
+) -> AnnotatedSet[AnnotatedImage]:
     """Find annotated images, in a data set or in a project.
 
     Parameters
