@@ -233,7 +233,7 @@ def _print_uncounted(rows: Sequence[Row]) -> None:
 def _or_existing(rows: Sequence[Row]) -> str:
     """Return how to count the detections that exist already; empty if none has a class."""
     from qpnuclei.cli.console import MOST_LISTED
-    from qpnuclei.qupath.classes import classes_in
+    from qpnuclei.qupath.class_counts import classes_in
     from qpnuclei.system.commands import as_typed
 
     classes = list(dict.fromkeys(name for row in rows for name in classes_in(row)))

@@ -15,7 +15,7 @@ from qpnuclei.system.files import resolved
 if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.pixel_size import AskedMpp
-    from qpnuclei.qupath.results import ResultsFolder
+    from qpnuclei.qupath.results_folder import ResultsFolder
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SlideInputs:
     ) -> SlideInputs:
         """Find out which slides the results folder has already."""
         from qpnuclei.qupath.adding import files_of
-        from qpnuclei.qupath.results import named_new_ones
+        from qpnuclei.qupath.results_folder import named_new_ones
         from qpnuclei.slides.files import one_per_slide
 
         project = folder.project()

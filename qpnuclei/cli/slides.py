@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qpnuclei.pipeline.summary import Failure
     from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.pixel_size import AskedMpp
-    from qpnuclei.qupath.results import ResultsFolder
+    from qpnuclei.qupath.results_folder import ResultsFolder
 
 #: Names of the table and the page in the folder of results.
 COUNTS, PAGE = "counts.csv", "report.html"
@@ -54,7 +54,7 @@ def run_slides(
     from qpnuclei.cli.inputs import slides_named
     from qpnuclei.cli.tables import print_unreadable
     from qpnuclei.qupath.pixel_size import changed_pixel_sizes
-    from qpnuclei.qupath.results import ResultsFolder
+    from qpnuclei.qupath.results_folder import ResultsFolder
 
     folder = ResultsFolder(results)
     folder.check()

@@ -17,7 +17,7 @@ from qpnuclei.errors import FormatError, MppError
 from qpnuclei.qupath.analysed import Record, together
 from qpnuclei.qupath.analysed_area import AnalysedArea, Basis
 from qpnuclei.qupath.areas import polygonal
-from qpnuclei.qupath.classes import Classes
+from qpnuclei.qupath.class_counts import Classes
 from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size

@@ -10,7 +10,7 @@ from typing import get_args
 from qpnuclei.choices import Grouping
 from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.qupath.annotation_classes import require_classes
-from qpnuclei.qupath.classes import ALL_DETECTIONS, H_SCORE, columns_of, shares_of
+from qpnuclei.qupath.class_counts import ALL_DETECTIONS, H_SCORE, columns_of, shares_of
 from qpnuclei.qupath.counted_image import counted_image
 from qpnuclei.qupath.counts import Row, check_grouping, count_objects
 from qpnuclei.qupath.model import ImageEntry, Project

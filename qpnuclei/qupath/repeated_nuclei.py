@@ -11,7 +11,7 @@ import shapely
 
 from qpnuclei.nuclei.overlap import are_among, are_same
 from qpnuclei.qupath.areas import valid_areas
-from qpnuclei.qupath.classes import Classes
+from qpnuclei.qupath.class_counts import Classes
 from qpnuclei.qupath.model import Detections
 
 

@@ -16,7 +16,7 @@ from qpnuclei.measure.shape import AREA
 from qpnuclei.pipeline.positivity import grades_of
 from qpnuclei.qupath.analysed import Status
 from qpnuclei.qupath.areas import union, valid_area
-from qpnuclei.qupath.classes import is_positive
+from qpnuclei.qupath.class_counts import is_positive
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area, counted_image, counted_nuclei
 from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.filters import filters_of

@@ -15,7 +15,7 @@ import shapely
 from qpnuclei.choices import Grouping
 from qpnuclei.qupath.analysed import PROPERTY, Record, Status
 from qpnuclei.qupath.analysed_area import rows_of_json
-from qpnuclei.qupath.classes import ALL_DETECTIONS, Classes
+from qpnuclei.qupath.class_counts import ALL_DETECTIONS, Classes
 from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.counts import count_objects
 from qpnuclei.qupath.model import Annotation, ImageObjects

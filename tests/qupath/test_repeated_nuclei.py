@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpnuclei.qupath.areas import valid_area
-from qpnuclei.qupath.classes import Classes
+from qpnuclei.qupath.class_counts import Classes
 from qpnuclei.qupath.counts import count_in_regions, count_objects
 from qpnuclei.qupath.regions import Region
 from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei

@@ -14,7 +14,7 @@ import pytest
 from qpnuclei.errors import SaveError, SlideError
 from qpnuclei.nuclei.exports.spatialdata_store import check_store
 from qpnuclei.qupath.create import check_new_folder
-from qpnuclei.qupath.results import ResultsFolder
+from qpnuclei.qupath.results_folder import ResultsFolder
 from qpnuclei.system.files import (
     TEMPORARY_PREFIX,
     atomic_file,
