@@ -68,7 +68,7 @@ def check_project(project: Project) -> list[Check]:
             checks.append(Check(name, Status.BAD, error.what, error.hint))
 
         with standing_alone(name, fail):
-            record = Record.of(entry.read().properties, name)
+            record = Record.of(entry.read().properties, f"{entry.id}: {entry.name}")
             with open_image(entry) as slide:
                 slide.read(0, 0, 16, 16)
                 stains_of(entry)

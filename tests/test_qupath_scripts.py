@@ -757,7 +757,7 @@ def test_run_analyses_the_selected_annotation_alone_and_loads_the_nuclei(
         }
         by_handle = {a.handle: a for a in objects.annotations}
         # QuPath has saved the image since.
-        record = Record.of(objects.properties)
+        record = Record.of(objects.properties, "a.svs")
         for annotation in objects.annotations:
             is_meant = annotation.is_area and (
                 annotation.id == chosen.id

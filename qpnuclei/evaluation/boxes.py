@@ -222,7 +222,7 @@ def read_boxes(
         nuclei = _drawn(objects, classes, roi)
         left_out += nuclei.left_out
         (mpp_x, mpp_y), _ = pixel_size(
-            entry, Record.of(objects.properties, f"image {entry.name}"), AskedMpp(mpp)
+            entry, Record.of(objects.properties, entry.name), AskedMpp(mpp)
         )
         if abs(mpp_x / mpp_y - 1) > 0.01:
             raise MppError(

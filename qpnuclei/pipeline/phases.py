@@ -224,7 +224,7 @@ def _commit_image(
     """
     entry, image, folder, options = commit.entry, commit.image, commit.folder, commit.options
     objects = entry.read()
-    record = Record.of(objects.properties)
+    record = Record.of(objects.properties, entry.name)
     if record.had_run(image.marker):
         # Nuclei that a later run has replaced cannot be counted again.
         is_replaced = not record.has_run(image.marker)

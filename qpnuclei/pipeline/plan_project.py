@@ -149,7 +149,7 @@ def _plan_image(
         inputs = _inputs(entry, objects, specs, options, file)
         is_same = earlier is not None and earlier.inputs == inputs
         if earlier is not None and is_same:
-            record = Record.of(objects.properties, f"image {entry.name}")
+            record = Record.of(objects.properties, entry.name)
             if record.has_run(earlier.marker):
                 return earlier, objects.fingerprint
         # The marks of an earlier attempt of this run are among its inputs.
@@ -172,7 +172,7 @@ def _data_as_written(
     """Return the hash of an image's data file if it holds the planned result; read no slide."""
     with suppress(QpnucleiError):
         objects = entry.read()
-        record = Record.of(objects.properties, f"image {entry.name}")
+        record = Record.of(objects.properties, entry.name)
         inputs = _inputs(entry, objects, specs, options, image.slide)
         if record.has_run(image.marker) and inputs == image.inputs:
             return objects.fingerprint

@@ -123,8 +123,11 @@ class Record:
     stains: StainRows = ()
 
     @classmethod
-    def of(cls, properties: Mapping[str, str], name: str = "the image") -> Record:
-        """Read the record from the properties of an image; it is empty if there is none."""
+    def of(cls, properties: Mapping[str, str], name: str) -> Record:
+        """Read the record from the properties of an image; it is empty if there is none.
+
+        A damaged record is ignored, with a warning that gives the image's `name`.
+        """
         text = properties.get(PROPERTY)
         if text is None:
             return cls()
@@ -142,7 +145,7 @@ class Record:
                 stains,
             )
         except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
-            _log.warning("%s: the record of earlier runs is damaged and was ignored", name)
+            _log.warning("image %s: the record of earlier runs is damaged and was ignored", name)
             return cls()
 
     def to_properties(self) -> dict[str, str]:

@@ -73,7 +73,7 @@ class OwnNuclei:
         known = found.measurements.get(CERTAINTY)
         certainty = np.full(len(rows), np.nan) if known is None else known[rows]
         locked = found.locked[rows]
-        record = Record.of(objects.properties, f"image {entry.name}")
+        record = Record.of(objects.properties, entry.name)
         return cls(
             entry,
             rows,

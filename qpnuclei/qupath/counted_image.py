@@ -61,7 +61,7 @@ class CountedImage:
     @cached_property
     def record(self) -> Record:
         """The record of earlier runs on the image."""
-        return Record.of(self.objects.properties, f"image {self.name}")
+        return Record.of(self.objects.properties, self.name)
 
     @property
     def mpp(self) -> Mpp | None:
@@ -157,7 +157,7 @@ def counted_image(
     objects = entry.read()
     calibration = PixelCalibration()
     try:
-        record = Record.of(objects.properties, f"image {entry.name}")
+        record = Record.of(objects.properties, entry.name)
         found, _ = pixel_size(entry, record, pixel_sizes)
         calibration = PixelCalibration(*found)
     except MppError as error:

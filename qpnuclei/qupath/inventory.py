@@ -60,7 +60,7 @@ def _describe_image(entry: ImageEntry) -> dict[str, Any]:
 
 def _describe_objects(entry: ImageEntry) -> dict[str, Any]:
     objects = entry.read()
-    record = Record.of(objects.properties, f"image {entry.name}")
+    record = Record.of(objects.properties, entry.name)
     mpp, source = _pixel_size(entry, record)
     width_um, height_um = mpp or (None, None)
     by_class: dict[str, list[Annotation]] = {}

@@ -179,7 +179,7 @@ def _is_changed(entry: ImageEntry, given: float) -> bool:
     sizes = [project_mpp(entry)]
     # An image that cannot be read fails in the run.
     with suppress(QpnucleiError):
-        used = Record.of(entry.read().properties, f"image {entry.name}").used
+        used = Record.of(entry.read().properties, entry.name).used
         sizes += [] if used is None else [used.mpp]
     return any(own is None or any(abs(axis - given) > 1e-9 for axis in own) for own in sizes)
 

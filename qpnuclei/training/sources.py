@@ -289,7 +289,7 @@ def _project_sources(
                 geometry = _area([a for a in objects.annotations if a.class_name in roi])
                 if geometry is None:
                     continue
-            record = Record.of(objects.properties, f"image {entry.name}")
+            record = Record.of(objects.properties, entry.name)
             sources.append(_entry_source(entry, record, mpp, geometry))
         except (SlideError, MppError, FormatError) as error:
             # If one image of a project cannot be used, learn from the others.

@@ -98,7 +98,7 @@ def test_a_doubt_is_about_the_nuclei_before(qpnuclei: Call, project: Path) -> No
     entry.write(Edit(properties=record.to_properties()), entry.read().fingerprint)
 
     def now() -> Record:
-        return Record.of(first_image(project).read().properties)
+        return Record.of(first_image(project).read().properties, "a.svs")
 
     qpnuclei("filter", project, "--min-certainty", "0.5", *NATIVE)
     assert now() == record  # none was removed

@@ -585,7 +585,7 @@ def test_a_pixel_size_corrected_after_the_plan_is_used_when_planned_again(tmp_pa
     assert qpnuclei.commit(folder).failures == []
     edit_server(place, lambda server: with_mpp(server, 0.4))
     (entry,) = open_project(place / "project").images
-    record = Record.of(entry.read().properties)
+    record = Record.of(entry.read().properties, entry.name)
     assert record.used == UsedMpp((0.5, 0.5), "--mpp", (0.25, 0.25))
     assert pixel_size(entry, record) == ((0.4, 0.4), "project")
 

@@ -41,7 +41,7 @@ def annotation(geometry: shapely.Geometry, number: int | None = 1, **more: objec
 def after(*annotations: Annotation) -> Record:
     """Return what is read after a run of these annotations."""
     regions = [Region.of(each) for each in annotations]
-    return Record.of(Record().with_run(regions, USED).to_properties())
+    return Record.of(Record().with_run(regions, USED).to_properties(), "a.svs")
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 10**7)] * 4), max_size=3), st.booleans())
@@ -54,7 +54,7 @@ def test_a_record_is_read_back(boxes: list[tuple[int, ...]], has_mpp: bool) -> N
         for k, (x, y, w, h) in enumerate(boxes)
     )
     record = Record(areas, USED if has_mpp else UsedMpp((0.1, 1 / 3), "slide", (0.5, 1 / 7)))
-    again = Record.of(record.to_properties())
+    again = Record.of(record.to_properties(), "a.svs")
     assert again.used == record.used
     assert [area.id for area in again.areas] == [area.id for area in areas]
     for found, expected in zip(again.areas, areas, strict=True):
@@ -122,7 +122,7 @@ def test_a_run_replaces_what_it_did_again_and_keeps_the_rest() -> None:
 )  # fmt: skip
 def test_a_damaged_record_counts_as_none(text: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert Record.of({PROPERTY: text}, "image a.svs") == Record()
+        assert Record.of({PROPERTY: text}, "a.svs") == Record()
     assert "image a.svs: the record of earlier runs is damaged" in caplog.text
 
 
@@ -145,8 +145,8 @@ def test_doubts_are_recorded_and_read_back() -> None:
     left, right = annotation(shapely.box(0, 0, 10, 10)), annotation(shapely.box(20, 0, 30, 10), 2)
     regions = [Region.of(left), Region.of(right)]
     noted = Record().with_run(regions, USED, check="all of it", checks=["", "few nuclei"])
-    record = Record.of(noted.to_properties())
-    assert record == Record.of(record.to_properties())
+    record = Record.of(noted.to_properties(), "a.svs")
+    assert record == Record.of(record.to_properties(), "a.svs")
     assert record.check == "all of it"
     assert (record.doubts(left), record.doubts(right)) == ("", "few nuclei")
     later = annotation(shapely.box(5, 2, 25, 8), 3)
@@ -164,7 +164,7 @@ def test_what_is_excluded_is_covered_but_not_analysed_and_survives_the_file():
     before = Record().with_run(
         [Region.of(annotation(shapely.box(50, 0, 150, 100), number=2))], USED
     )
-    record = Record.of(before.with_run([part], USED).to_properties())
+    record = Record.of(before.with_run([part], USED).to_properties(), "a.svs")
     assert record.status(whole) is Status.ANALYSED
     assert record.covered.area == 15_000
     # Of the other annotation too: the run removed what was found in the fold.
@@ -188,7 +188,7 @@ APART = annotation(shapely.box(40, 40, 50, 50), 2)
 def run(before: Record, chosen: Annotation, doubt: str = "", **more: object) -> Record:
     """Return the record that is read after a run of one annotation."""
     done = before.with_run([Region.of(chosen)], USED, check=doubt, checks=[doubt], **more)  # type: ignore[arg-type]
-    return Record.of(done.to_properties())
+    return Record.of(done.to_properties(), "a.svs")
 
 
 def test_the_doubts_of_an_annotation_are_those_of_the_run_whose_nuclei_it_holds() -> None:
@@ -250,7 +250,7 @@ def test_records_of_versions_that_did_not_number_runs_are_read() -> None:
     content = json.loads(numbered.to_properties()[PROPERTY])
     for area in content["areas"]:
         del area["turn"]
-    record = Record.of({PROPERTY: json.dumps(content)})
+    record = Record.of({PROPERTY: json.dumps(content)}, "a.svs")
     assert (record.doubts(INSIDE), record.doubts(APART)) == ("old", "")
     assert record.image_doubts == "old"
     assert run(record, TISSUE).image_doubts == ""
@@ -275,7 +275,7 @@ def test_an_edited_annotation_that_a_later_run_covers_is_analysed() -> None:
 def test_an_annotation_without_an_analysed_part_is_not_analysed() -> None:
     fold = shapely.box(20, 20, 40, 40)
     part = Region(TISSUE, shapely.difference(TISSUE.area, fold))
-    record = Record.of(Record().with_run([part], USED).to_properties())
+    record = Record.of(Record().with_run([part], USED).to_properties(), "a.svs")
     assert record.status(annotation(fold, 3)) is Status.NOT_ANALYSED
     assert record.status(annotation(shapely.box(25, 25, 30, 30), 3)) is Status.NOT_ANALYSED
     assert record.status(annotation(shapely.box(25, 25, 45, 30), 3)) is Status.ANALYSED
@@ -292,7 +292,7 @@ AROUND_HOLE = Region(LARGE, shapely.difference(LARGE.area, HOLE))
 
 
 def read(record: Record) -> Record:
-    return Record.of(record.to_properties())
+    return Record.of(record.to_properties(), "a.svs")
 
 
 @pytest.mark.parametrize("moved", [LARGE.area, shapely.box(10, 0, 110, 100)])
@@ -416,7 +416,7 @@ def test_the_last_run_of_a_record_without_the_runs_of_areas_is_known(keeps_nucle
     del content["earlier runs"]
     for area in content["areas"]:
         area.pop("runs", None)
-    record = Record.of({PROPERTY: json.dumps(content)})
+    record = Record.of({PROPERTY: json.dumps(content)}, "a.svs")
     assert [record.has_run(marker) for marker in "ab"] == [False, True]
     later = run(record, TISSUE if keeps_nuclei else INSIDE, marker="c", keeps_nuclei=keeps_nuclei)
     assert [later.has_run(marker) for marker in "abc"] == [False, True, True]
@@ -623,7 +623,7 @@ def test_areas_of_versions_without_their_own_pixel_size_have_that_of_the_last_ru
     assert [area.get("um") for area in content["areas"]] == [[[0.5, 0.5]], None]
     for area in content["areas"]:
         area.pop("um", None)
-    old = Record.of({PROPERTY: json.dumps(content)})
+    old = Record.of({PROPERTY: json.dumps(content)}, "a.svs")
     assert [area.bases for area in old.areas] == [(FINE,)] * 2
 
 

@@ -33,7 +33,7 @@ def names(kind: str) -> pytest.MarkDecorator:
 
 @names("annotations")
 def test_status_and_doubts(case: dict[str, Any]) -> None:
-    record = Record.of({PROPERTY: json.dumps(record_of(case))})
+    record = Record.of({PROPERTY: json.dumps(record_of(case))}, "a.svs")
     assert len(record.areas) == len(case["areas"])
     polygons = [shapely.Polygon(polygon[0]) for polygon in rings(case["annotation"])]
     geometry = polygons[0] if polygons else shapely.LineString([(0, 0), (9, 9)])

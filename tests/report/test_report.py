@@ -539,7 +539,7 @@ def test_an_image_that_the_last_run_did_not_finish_says_so(made: Made, tmp_path:
 def test_an_image_is_of_the_run_that_wrote_its_nuclei(made: Made, tmp_path: Path) -> None:
     (entry,) = made.project.images
     (done,) = runs_of(made.project.path.parent)
-    marker = Record.of(entry.read().properties).run
+    marker = Record.of(entry.read().properties, entry.name).run
     (of_image,) = done.content["images"]
     assert of_image["marker"] == marker != ""
     # Its nuclei were replaced since, and the run after that did not find the image.

@@ -201,7 +201,7 @@ class ImageCommit:
         image = self.image
         regions = image.areas()
         left_out = image.area_left_out()
-        record = Record.of(objects.properties, f"image {self.entry.name}")
+        record = Record.of(objects.properties, self.entry.name)
         outdated = [a for a in our_tissue(objects.annotations, record) if a.id in image.outdated]
         to_clear = area_to_clear(left_out, self.options.on_existing)
         existing, left_behind = earlier_nuclei(regions, to_clear, outdated, objects.detections)

@@ -56,7 +56,7 @@ def plan_again(plan: ImagePlan, options: RunOptions) -> ImagePlan:
         stain_rows(stains), stain_rows(plan.stains)
     ):
         raise ConflictError("the image type or the stain vectors changed since it was planned")
-    record = Record.of(objects.properties, f"image {plan.entry.name}")
+    record = Record.of(objects.properties, plan.entry.name)
     outdated = [
         annotation
         for annotation in our_tissue(objects.annotations, record)

@@ -107,7 +107,7 @@ def find_marks(entry: ImageEntry, objects: ImageObjects, slide: Slide, asked: As
     qpnuclei.errors.SlideError, qpnuclei.errors.MppError
         If the slide cannot be read, or its pixel size is unknown.
     """
-    record = Record.of(objects.properties, f"image {entry.name}")
+    record = Record.of(objects.properties, entry.name)
     mpp, _ = pixel_size(entry, record, asked, lambda: slide.mpp)
     found = find_artefacts(slide, mpp)
     ours = {a.handle: a.id for a in objects.annotations if _is_as_made(a, entry)}

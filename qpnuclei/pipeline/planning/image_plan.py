@@ -253,7 +253,7 @@ def plan_image(
     require_dab(entry, options.positive_thresholds)
     stains = stains_of(entry)
     objects = objects or entry.read()
-    record = Record.of(objects.properties, f"image {entry.name}")
+    record = Record.of(objects.properties, entry.name)
     mpp, mpp_source = pixel_size(entry, record, options.pixel_sizes, lambda: slide.mpp)
     tissue = None
     outdated: list[Annotation] = []
