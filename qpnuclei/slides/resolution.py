@@ -139,7 +139,7 @@ def agree(a: Mpp, b: Mpp) -> bool:
     return _are_close(a, b, _AGREEMENT)
 
 
-def same_mpp(a: tuple[float, float] | None, b: tuple[float, float] | None) -> bool:
+def same_mpp(a: Mpp | None, b: Mpp | None) -> bool:
     """Tell whether two pixel sizes, in µm/px in x and y, are equal but for rounding, or unknown.
 
     Examples
@@ -154,7 +154,7 @@ def same_mpp(a: tuple[float, float] | None, b: tuple[float, float] | None) -> bo
     return _are_close(a, b, _ROUNDING)
 
 
-def _are_close(a: tuple[float, float], b: tuple[float, float], tolerance: float) -> bool:
+def _are_close(a: Mpp, b: Mpp, tolerance: float) -> bool:
     return all(math.isclose(p, q, rel_tol=tolerance) for p, q in zip(a, b, strict=True))
 
 
