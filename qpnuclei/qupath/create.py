@@ -134,6 +134,7 @@ def create_project(
         temporary.chmod(0o755)
         copy_owner(temporary, parent)
         _write_project(temporary, directory, images, stains, files or {})
+        check_new_folder(directory)  # another process may have filled it meanwhile
         with interrupt_postponed():
             if is_new:
                 temporary.replace(directory)
@@ -154,7 +155,7 @@ def create_project(
 def check_new_folder(directory: Path) -> None:
     """Check that a project can be made in a folder: it is empty, or does not exist.
 
-    Leftovers of killed processes and files of file managers do not count (see `content_of`).
+    Temporary files of processes and files of file managers do not count (see `content_of`).
 
     Raises
     ------

@@ -19,7 +19,6 @@ from qpnuclei.system.processes import Process, made_by_ended_process
 
 #: Names of temporary files and folders start with this, followed by the tag of their process.
 TEMPORARY_PREFIX = ".qpnuclei-"
-_PARTIAL_SUFFIX = ".part"
 
 #: Files that file managers leave in the folders that they show.
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
@@ -67,7 +66,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
             handle, name = tempfile.mkstemp(
-                dir=path.parent, prefix=temporary_prefix(), suffix=_PARTIAL_SUFFIX
+                dir=path.parent, prefix=temporary_prefix(), suffix=".part"
             )
             partial = Path(name)
             with os.fdopen(handle, "wb") as stream:
@@ -236,19 +235,18 @@ def remove_leftovers(folder: Path) -> None:
 def content_of(folder: Path) -> list[Path]:
     """Return what a user has in a folder; a folder that is empty in this sense can be filled.
 
-    Files that file managers leave do not count, nor files that were being written when their
-    process was killed. Those of this computer are removed.
+    Files that file managers leave do not count, nor temporary files and folders of processes. Those
+    of killed processes of this computer are removed; whether one of another computer was killed
+    cannot be known.
     """
     remove_leftovers(folder)
-    return [path for path in folder.iterdir() if not _left_by_a_program(path.name)]
+    return [path for path in folder.iterdir() if not _is_of_a_program(path.name)]
 
 
-def _left_by_a_program(name: str) -> bool:
-    """Tell whether a file of this name was left by a file manager or a killed process."""
+def _is_of_a_program(name: str) -> bool:
+    """Tell whether this is the name of a file of a file manager, or of a temporary one."""
     # A Mac writes "._name" beside a file on drives of other systems.
-    if name in _OF_FILE_MANAGERS or name.startswith("._"):
-        return True
-    return name.startswith(TEMPORARY_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
+    return name in _OF_FILE_MANAGERS or name.startswith(("._", TEMPORARY_PREFIX))
 
 
 def copy_owner(path: Path, like: Path) -> None:

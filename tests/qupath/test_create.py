@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from qpnuclei.errors import SaveError, UsageError
+from qpnuclei.qupath import create
 from qpnuclei.qupath.create import create_project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import NewImage
@@ -150,6 +151,28 @@ def test_what_a_killed_attempt_left_does_not_make_a_folder_full(tmp_path):
     (tmp_path / "gone").symlink_to("nowhere")
     with pytest.raises(UsageError, match="not an empty folder"):
         create_project(tmp_path / "gone", [slide(tmp_path)])
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_of_two_that_fill_a_folder_at_once_the_second_leaves_the_project_of_the_first(
+    is_there, tmp_path, monkeypatch
+):
+    first, second = (slide(tmp_path, name) for name in ("first.svs", "second.svs"))
+    folder = tmp_path / "folder"
+    if is_there:
+        folder.mkdir()
+    real = create._write_project
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(create, "_write_project", real)
+        create_project(folder, [first])
+        real(*arguments)
+
+    monkeypatch.setattr(create, "_write_project", overtaken)
+    with pytest.raises(UsageError, match="not an empty folder"):
+        create_project(folder, [second])
+    assert [image.name for image in open_project(folder).images] == ["first.svs"]
+    assert {path.name for path in folder.iterdir()} == {"classifiers", "data", "project.qpproj"}
 
 
 def test_a_created_project_moves_with_its_slides(tmp_path):

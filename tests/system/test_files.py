@@ -174,9 +174,12 @@ def test_what_others_leave_in_a_folder_is_not_its_content(tmp_path: Path) -> Non
     leftovers = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "._slide.svs"]
     for name in (*leftovers, ".qpnuclei-0badcafe-1-00000000-x.part"):
         (tmp_path / name).touch()
+    # A process of another computer was killed while it made a project here.
+    (tmp_path / ".qpnuclei-0badcafe-1-00000000-y" / "data").mkdir(parents=True)
     assert content_of(tmp_path) == []
-    # A folder with such a name is a project that a process is making.
-    found = [tmp_path / name for name in (".config", ".qpnuclei-0badcafe-1-00000000-y", "a.part")]
+    check_new_folder(tmp_path)
+    ResultsFolder(tmp_path).check()
+    found = [tmp_path / name for name in (".config", ".qpnuclei", "a.part")]
     for path in found:
         path.mkdir()
     assert sorted(content_of(tmp_path)) == sorted(found)
