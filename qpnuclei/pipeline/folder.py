@@ -35,6 +35,7 @@ from qpnuclei.system.files import (
     write_atomically,
 )
 from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.system.json_text import json_bytes
 from qpnuclei.system.one_line import OneLineFormatter
 
 #: After this many failures a unit is not tried again, unless the user asks for it.
@@ -107,8 +108,7 @@ class RunFolder:
             If it cannot be written.
         """
         self.make()
-        text = json.dumps(as_json(plan), indent=1, ensure_ascii=False)
-        write_atomically(self.plan_path, text.encode(errors="surrogateescape"))
+        write_atomically(self.plan_path, json_bytes(as_json(plan), indent=1))
 
     def shard(self, image: PlannedImage, name: str) -> Path:
         """Return the file of a unit of an image, or of all its nuclei.

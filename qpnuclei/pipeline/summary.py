@@ -24,6 +24,7 @@ from qpnuclei.system.files import (
     write_atomically,
 )
 from qpnuclei.system.interrupts import interrupt_postponed
+from qpnuclei.system.json_text import json_bytes
 from qpnuclei.system.timing import peak_memory_mib
 from qpnuclei.system.versions import versions
 
@@ -184,8 +185,7 @@ class StoredResult:
         SaveError
             If it cannot be written.
         """
-        text = json.dumps(as_json(self), indent=1, ensure_ascii=False)
-        write_atomically(path, text.encode(errors="backslashreplace"))
+        write_atomically(path, json_bytes(as_json(self), indent=1))
 
     @classmethod
     def read(cls, path: Path) -> StoredResult | None:
@@ -351,8 +351,8 @@ class RunSummary:
 
     def _write(self) -> None:
         self.seconds = time.time() - self.started
-        content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, default=str)
-        write_atomically(self.run_dir / RECORD, content.encode(errors="backslashreplace"))
+        content = json_bytes(self.to_json(), indent=2, default=str)
+        write_atomically(self.run_dir / RECORD, content)
 
     def save_if_due(self) -> None:
         """Write the record if `is_due`; if that fails, a later call tries again."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
 from qpnuclei.system.files import atomic_file, check_file_target
+from qpnuclei.system.json_text import json_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,7 +151,7 @@ def _printed(column: list[Any]) -> list[Any]:
 
 def _json(table: _Table) -> bytes:
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
+    return json_bytes(rows, indent=2) + b"\n"
 
 
 def _type_of(column: str) -> pa.DataType:

@@ -1,4 +1,7 @@
-"""Parse untrusted JSON with a fixed limit of nesting, independent of Python's limit."""
+"""Write JSON with any path, and parse untrusted JSON.
+
+Parsing has a fixed limit of nesting, independent of Python's limit.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,30 @@ class NestingError(ValueError):
 
     def __init__(self) -> None:
         super().__init__("nested too deeply")
+
+
+def json_bytes(
+    value: object, indent: int, default: Callable[[object], object] | None = None
+) -> bytes:
+    r"""Return a value as JSON in UTF-8, from which `json.loads` makes the same value.
+
+    Parameters
+    ----------
+    value : JSON value
+        With any texts, also paths that are not UTF-8.
+    indent : int
+        Spaces of each level.
+    default : callable, optional
+        Returns a JSON value for an object of another type.
+
+    Examples
+    --------
+    >>> json_bytes(["\xfc", "\udcff"], indent=0).splitlines()[1:3]
+    [b'"\xc3\xbc",', b'"\\udcff"']
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=default)
+    # Python has half a character for a byte that is not UTF-8; its backslash escape is JSON's too.
+    return text.encode(errors="backslashreplace")
 
 
 def parse_json(text: str) -> Any:

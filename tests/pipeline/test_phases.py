@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -461,6 +462,22 @@ def with_mpp(server: dict[str, Any], mpp: float) -> dict[str, Any]:
 
 def with_slide(server: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**server, "uri": path.absolute().as_uri()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+def test_a_project_in_a_folder_whose_name_is_not_utf_8_is_planned_and_continued(
+    tmp_path: Path,
+) -> None:
+    place = make_project(tmp_path / "place", 2).rename(tmp_path / os.fsdecode(b"place \xff\xfe"))
+    project = place / "project"
+    run_dir = qpnuclei.plan(project, OPTIONS)
+    assert RunPlan.read(run_dir / "plan.json").project == str(project / "project.qpproj")
+    qpnuclei.infer(run_dir, shard=(1, 2), device="cpu")
+    finished = shards(run_dir)
+    assert len(finished) == 4
+    summary = qpnuclei.run(project, OPTIONS)  # continues it
+    assert (summary.run_dir, summary.failures, len(summary.images)) == (run_dir, [], 2)
+    assert qpnuclei.commit(run_dir).resumed == 2
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -1,8 +1,9 @@
-"""How deeply JSON may be nested does not depend on the interpreter."""
+"""JSON with any path, and how deeply it may be nested."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpnuclei.system.json_text import MAX_DEPTH, NestingError, parse_json, refuse_deep
+from qpnuclei.system.json_text import MAX_DEPTH, NestingError, json_bytes, parse_json, refuse_deep
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -29,6 +30,13 @@ def _recursion_limit(request: pytest.FixtureRequest) -> Iterator[None]:
 @given(values)
 def test_what_is_shallow_is_read_as_it_is(value: object) -> None:
     assert parse_json(json.dumps(value)) == value
+
+
+@given(st.binary().map(os.fsdecode), st.integers(0, 2))
+def test_a_path_of_any_bytes_is_read_as_it_was_written(path: str, indent: int) -> None:
+    value = {"path": path, path: [path, "ü\n"]}
+    assert json.loads(json_bytes(value, indent=indent)) == value
+    assert parse_json(json_bytes(value, indent=indent).decode()) == value
 
 
 @pytest.mark.usefixtures("_recursion_limit")
