@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
+from qpnuclei.qupath.names import table_text
 from qpnuclei.system.files import atomic_file, check_file_target
 from qpnuclei.system.json_text import json_bytes
 
@@ -169,8 +170,8 @@ def _parquet(table: _Table) -> bytes:
 
     arrays = {
         # Give empty columns a type as well, so that tables can be joined.
-        name: pa.array(
-            values,
+        table_text(name): pa.array(
+            [table_text(value) if isinstance(value, str) else value for value in values],
             type=_type_of(name) if all(value is None for value in values) else None,
         )
         for name, values in table.items()

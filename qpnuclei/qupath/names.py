@@ -80,6 +80,14 @@ def replace_lone_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def table_text(text: str) -> str:
+    """Return text that tables of all formats can have: U+FFFD replaces what one of them refuses.
+
+    UTF-8 has no lone surrogates, and HDF5 no NUL within a text.
+    """
+    return replace_lone_surrogates(text).replace("\0", "\ufffd")
+
+
 def replace_lone_surrogates_in_json(value: Any, text: str) -> Any:
     """Return a JSON value without lone surrogates.
 

@@ -18,7 +18,7 @@ from qpnuclei.nuclei.exports.rows import (
 )
 from qpnuclei.qupath.counted_image import CountedImage, counted_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
-from qpnuclei.qupath.names import replace_lone_surrogates
+from qpnuclei.qupath.names import table_text
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.regions import Region, rows_inside
 
@@ -91,14 +91,14 @@ def nucleus_rows(
     x_um, y_um = (x * np.nan, y * np.nan) if mpp is None else (x * mpp[0], y * mpp[1])
 
     def of_image(text: str | None) -> pa.DictionaryArray:
-        return shared_texts([text and replace_lone_surrogates(text)], np.zeros(len(rows), np.int64))
+        return _column([text], np.zeros(len(rows), np.int64))
 
-    def of_chain(texts: list[str | None]) -> pa.DictionaryArray:
-        return _column(texts, chain[rows])
+    def of_chain(values: list[str | None]) -> pa.DictionaryArray:
+        return _column(values, chain[rows])
 
-    def of_rows(texts: npt.NDArray[Any]) -> pa.DictionaryArray:
-        values, codes = np.unique([text or "" for text in texts[rows]], return_inverse=True)
-        return shared_texts([replace_lone_surrogates(v) or None for v in values.tolist()], codes)
+    def of_rows(values: npt.NDArray[Any]) -> pa.DictionaryArray:
+        known, codes = np.unique([text or "" for text in values[rows]], return_inverse=True)
+        return _column([text or None for text in known.tolist()], codes)
 
     columns: dict[str, Any] = {
         "image": of_image(image.name),
@@ -113,7 +113,7 @@ def nucleus_rows(
         "parent_uuids": of_chain(
             [" ".join(filter(None, map(_id, above))) or None for above in parents]
         ),
-        "tma_core": shared_texts(
+        "tma_core": _column(
             [objects.cores[members[-1]].name if members else None for members in cores], core[rows]
         ),
         "centroid_x_px": x,
@@ -131,7 +131,7 @@ def nucleus_rows(
     table = pa.Table.from_arrays(arrays, schema=FIELDS)
     taken = set(FIELDS.names)
     for name, column in found.measurements.items():
-        column_name = replace_lone_surrogates(name)
+        column_name = table_text(name)
         while column_name in taken or column_name in (GEOMETRY, CELL_GEOMETRY):
             column_name += " (measurement)"
         taken.add(column_name)
@@ -166,7 +166,7 @@ def annotation_columns(
 
 
 def _column(texts: Sequence[str | None], codes: npt.NDArray[np.int64]) -> pa.DictionaryArray:
-    return shared_texts([text and replace_lone_surrogates(text) for text in texts], codes)
+    return shared_texts([text and table_text(text) for text in texts], codes)
 
 
 def _chains(

@@ -50,6 +50,19 @@ def test_numbers_for_people_have_six_digits_and_others_all(tmp_path):
     assert found == [*numbers[:-1], None]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "parquet"])
+def test_text_that_is_not_utf_8_is_written_in_every_format(suffix, tmp_path):
+    path = tmp_path / f"t.{suffix}"
+    write_table([{"project": "/x/\udcff", "Num \ud800": 1}], path)
+    if suffix == "parquet":
+        found = pyarrow.parquet.read_table(path).to_pylist()
+        assert found == [{"project": "/x/\ufffd", "Num \ufffd": 1}]
+    elif suffix == "json":
+        assert json.loads(path.read_text("utf-8")) == [{"project": "/x/\udcff", "Num \ud800": 1}]
+    else:
+        assert r"/x/\udcff" in path.read_text("utf-8-sig")
+
+
 def test_columns_stand_in_the_same_order_whatever_the_rows_have(tmp_path):
     first = {"image": "a", "Num Detections": 1, "Area µm^2 (mean)": 1.5, "uuid": None}
     second = {"image": "b", "Num Detections": 2, "Num Tumor": 2, "Area µm^2 (mean)": 2.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ from qpnuclei.nuclei.exports.spatialdata_store import write_spatialdata
 from qpnuclei.qupath.counts import count_objects
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.reading import read_objects
+from qpnuclei.qupath.model import TmaCore
 from qpnuclei.qupath.native import NativeProject
 from qpnuclei.qupath.nucleus_files import write_nuclei_of
 from qpnuclei.qupath.nucleus_rows import nucleus_rows
@@ -200,6 +202,46 @@ def test_anndata_of_every_version_of_qupath(version, tmp_path):
     assert made.obs["uuid"].dropna().tolist() == frame["uuid"].dropna().tolist()
     assert made.obs["class"].dropna().tolist() == frame["class"].dropna().tolist()
     assert made.obs_names.is_unique
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".h5ad"])
+def test_text_that_some_formats_refuse_is_written_as_a_mark(suffix, tmp_path, monkeypatch):
+    """HDF5 has no NUL within a text, and UTF-8 no half of a character."""
+    odd = "a\0b\ud800"
+    areas = [
+        replace(annotation(shapely.box(low, low, high, high), odd, handle=low), name=odd)
+        for low, high in ((10, 20), (0, 40))
+    ]
+    core = TmaCore(0, None, odd, None, "RectangleROI", shapely.box(0, 0, 40, 40))
+    found = detections(
+        [(15, 15), (30, 30)],
+        class_names=[odd, "a"],
+        ids=[OTHER, nucleus_id(b"0123456789")],
+        measurements={odd: np.array([1.0, 2.0])},
+    )
+    counted = replace(image(areas, found), name=odd, id=odd)
+    counted = replace(counted, objects=replace(counted.objects, cores=(core,)))
+    monkeypatch.setattr(
+        "qpnuclei.qupath.nucleus_files.nuclei_of", lambda *_, **__: nucleus_rows(counted)
+    )
+    entry = SimpleNamespace(id="1", name="a")
+    path = tmp_path / f"nuclei{suffix}"
+    write_nuclei_of(SimpleNamespace(classes=[], images=[entry]), [entry], path)
+    marked = "a\ufffdb\ufffd"
+    if suffix == ".h5ad":
+        made = anndata.read_h5ad(path)
+        frame, names = made.obs, made.var_names
+    else:
+        frame = (
+            geopandas.read_parquet(path)
+            if suffix == ".parquet"
+            else pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",")
+        )
+        names = frame.columns
+    assert marked in names
+    for name in ("image", "image_id", "class", "annotation", "annotation_class", "tma_core"):
+        assert frame[name].iloc[0] == marked
+    assert frame["parents"].iloc[0] == marked
 
 
 def test_anndata_of_nuclei_without_any_text(tmp_path):
