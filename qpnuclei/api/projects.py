@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from qpnuclei.choices import Grouping
@@ -11,7 +12,7 @@ from qpnuclei.qupath.counts import Row
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.qupath.project import open_project
+from qpnuclei.qupath.project import held_project, open_project
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.system.arguments import listed, listed_or_none
 
@@ -203,6 +204,15 @@ def write_report(
     )
     for _, error in failures:
         raise error
+
+
+def held(
+    project: str | os.PathLike[str] | Project,
+) -> AbstractContextManager[Project]:
+    """Hold a project and open it (see `held_project`), unless it is open already."""
+    if isinstance(project, str | os.PathLike):
+        return held_project(project)
+    return nullcontext(project)
 
 
 def opened_project(project: str | os.PathLike[str] | Project) -> Project:

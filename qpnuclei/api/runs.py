@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpnuclei.api.projects import opened_project
+from qpnuclei.api.projects import held
 from qpnuclei.errors import UsageError, quoted
 from qpnuclei.qupath.model import Project
 from qpnuclei.system.arguments import listed, path_or_none
@@ -75,10 +75,10 @@ def run(
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.pipeline.selection import choose_images
 
-    opened = opened_project(project)
-    options = _options(options, images, roi, opened)
-    entries = choose_images(opened, options.images, options.selection)
-    return analyse_project(opened, entries, options, progress, Conduct(resume=resume))
+    with held(project) as opened:
+        options = _options(options, images, roi, opened)
+        entries = choose_images(opened, options.images, options.selection)
+        return analyse_project(opened, entries, options, progress, Conduct(resume=resume))
 
 
 def plan(
@@ -127,11 +127,11 @@ def plan(
     from qpnuclei.pipeline.phases import plan_run
     from qpnuclei.pipeline.selection import choose_images
 
-    opened = opened_project(project)
-    options = _options(options, images, roi, opened)
-    entries = choose_images(opened, options.images, options.selection)
-    conduct = Conduct(resume=resume, fail_fast=True)
-    return plan_run(opened, entries, options, conduct)[0].path
+    with held(project) as opened:
+        options = _options(options, images, roi, opened)
+        entries = choose_images(opened, options.images, options.selection)
+        conduct = Conduct(resume=resume, fail_fast=True)
+        return plan_run(opened, entries, options, conduct)[0].path
 
 
 def infer(
@@ -280,12 +280,8 @@ def commit(
         geojson_dir=path_or_none(geojson_dir),
         parquet_dir=path_or_none(parquet_dir),
     )
-    return commit_run(
-        opened_project(project or planned.project),
-        folder,
-        options,
-        slides_from=path_or_none(slides_from),
-    )
+    with held(project or planned.project) as opened:
+        return commit_run(opened, folder, options, slides_from=path_or_none(slides_from))
 
 
 def _options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from qpnuclei.cli.options import (
 
 if TYPE_CHECKING:
     from qpnuclei.qupath.certainty_filter import OwnNuclei
+    from qpnuclei.qupath.model import ImageEntry, Project
 
 
 def filter_nuclei(
@@ -68,12 +70,9 @@ def filter_nuclei(
     from qpnuclei.cli.console import image_alone, print_json, stdout
     from qpnuclei.cli.tables import certainty_table
     from qpnuclei.errors import UsageError
-    from qpnuclei.qupath.annotation_classes import check_classes
     from qpnuclei.qupath.certainty_filter import STEPS, OwnNuclei
-    from qpnuclei.qupath.image_names import match_images
-    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project import held_project, open_project
     from qpnuclei.qupath.project_file import find_project_file
-    from qpnuclei.system.locks import locked
 
     find_project_file(project)
     if min_certainty is None and not dry_run:
@@ -81,17 +80,15 @@ def filter_nuclei(
             "--min-certainty was not given",
             "give it, or --dry-run to see how many nuclei would stay for several values",
         )
-    opened = open_project(project, backend=backend, image_root=image_root)
-    entries = match_images(opened, tuple(image or ()))
     classes = tuple(roi or ())
-    check_classes(opened, entries, classes)
     failures: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     seen: list[OwnNuclei] = []
 
     steps = sorted({*STEPS, *(() if min_certainty is None else (min_certainty,))})
     if dry_run:
-        for entry in entries:
+        opened = open_project(project, backend, image_root)
+        for entry in _chosen(opened, image, classes):
             with image_alone(entry, failures):
                 own = OwnNuclei.of(entry, classes)
                 seen.append(own)
@@ -101,8 +98,8 @@ def filter_nuclei(
             stdout.print(certainty_table(seen, steps))
     else:
         assert min_certainty is not None
-        with locked(opened.path.parent, wait=wait, break_lock=break_lock):
-            for entry in entries:
+        with held_project(project, backend, image_root, wait=wait, break_lock=break_lock) as opened:
+            for entry in _chosen(opened, image, classes):
                 with image_alone(entry, failures):
                     own = OwnNuclei.of(entry, classes)
                     removed = own.remove_below(min_certainty)
@@ -112,6 +109,18 @@ def filter_nuclei(
     if json:
         print_json({"images": results, "failures": failures})
     sys.exit(1 if failures else 0)
+
+
+def _chosen(
+    opened: Project, images: Sequence[str] | None, classes: tuple[str, ...]
+) -> list[ImageEntry]:
+    """Return the images of a project that ``--image`` selects; check the names of the classes."""
+    from qpnuclei.qupath.annotation_classes import check_classes
+    from qpnuclei.qupath.image_names import match_images
+
+    entries = match_images(opened, tuple(images or ()))
+    check_classes(opened, entries, classes)
+    return entries
 
 
 def _described(own: OwnNuclei) -> dict[str, Any]:

@@ -143,9 +143,8 @@ def import_geojson(
     from qpnuclei.qupath.geojson.file_names import image_of_file
     from qpnuclei.qupath.geojson.importing import import_file
     from qpnuclei.qupath.image_names import one_image
-    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project import held_project
     from qpnuclei.qupath.project_file import find_project_file
-    from qpnuclei.system.locks import locked
 
     find_project_file(project)
     for path in files:
@@ -153,13 +152,12 @@ def import_geojson(
             raise NotFoundError(f"{path}: no such file", "check the path")
         if path.is_dir():
             raise UsageError(f"{path} is a folder", "name the GeoJSON files in it")
-    opened = open_project(project, backend=backend)
-    only = None if image is None else one_image(opened.images, image)
-    # Match every file with its image before anything is written.
-    entries = [only or image_of_file(opened, path) for path in files]
     results: list[dict[str, Any]] = []
 
-    with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+    with held_project(project, backend, wait=wait, break_lock=break_lock) as opened:
+        only = None if image is None else one_image(opened.images, image)
+        # Match every file with its image before anything is written.
+        entries = [only or image_of_file(opened, path) for path in files]
         for path, entry in zip(files, entries, strict=True):
             with image_alone(entry, results):
                 done = import_file(opened, entry, path, class_name)

@@ -36,6 +36,7 @@ from qpnuclei.cli.run import run
 from qpnuclei.cli.running import (
     INTERRUPTED,
     asked_for,
+    opening,
     print_summary,
     stopping_between_units,
     write_page,
@@ -58,21 +59,20 @@ def plan(project: ProjectPath, **given: Any) -> None:
     """
     from qpnuclei.cli.console import print_json, print_status, stdout
     from qpnuclei.cli.tables import print_failures
-    from qpnuclei.system.locks import locked
 
     defaults = {"device": "auto", "batch": None, "workers": None, "force": False}
-    opened, entries, options = asked_for(
-        project, {**defaults, "geojson": None, "parquet": None, **given}
-    )
-    from qpnuclei.pipeline.inference.units import Conduct
-    from qpnuclei.pipeline.phases import plan_run
+    defaults |= {"geojson": None, "parquet": None, "dry_run": False}
+    given = {**defaults, **given}
+    with opening(project, given) as opened:
+        entries, options = asked_for(opened, given)
+        from qpnuclei.pipeline.inference.units import Conduct
+        from qpnuclei.pipeline.phases import plan_run
 
-    conduct = Conduct(
-        given["resume"],
-        retry_failed=given["retry_failed"],
-        fail_fast=given["fail_fast"],
-    )
-    with locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]):
+        conduct = Conduct(
+            given["resume"],
+            retry_failed=given["retry_failed"],
+            fail_fast=given["fail_fast"],
+        )
         folder, planned, summary = plan_run(opened, entries, options, conduct)
     units = sum(len(image.units) for image in planned.images)
     if given["json"]:
@@ -221,9 +221,8 @@ def commit(
     For example: qpnuclei commit the-run
     """
     from qpnuclei.cli.console import print_json
-    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project import held_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
-    from qpnuclei.system.locks import locked
 
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
@@ -232,12 +231,10 @@ def commit(
 
         folder = RunFolder(run_dir)
         planned = folder.plan()
-        opened = open_project(
-            project or Path(planned.project), backend=backend, image_root=image_root
-        )
+        path = project or Path(planned.project)
         options = replace(planned.options(), force=force, geojson_dir=geojson, parquet_dir=parquet)
         with (
-            locked(opened.path.parent, wait=wait, break_lock=break_lock),
+            held_project(path, backend, image_root, wait=wait, break_lock=break_lock) as opened,
             stopping_between_units() as stop,
         ):
             conduct = Conduct(fail_fast=fail_fast, stop=stop)

@@ -211,16 +211,17 @@ def restore(
     from qpnuclei.qupath.backups import choose_backup
     from qpnuclei.qupath.image_names import one_image
     from qpnuclei.qupath.native import open_project
+    from qpnuclei.qupath.project_file import find_project_file
     from qpnuclei.system.locks import locked
 
-    opened = open_project(project)
-    entry = one_image(opened.images, image)
-    if latest == (backup is not None):
-        known = ", ".join(kept.id for kept in entry.backups()) or "none"
-        raise UsageError(
-            "say which backup to restore: either --backup ID or --latest", f"there are: {known}"
-        )
-    with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+    path = find_project_file(project)
+    with locked(path.parent, wait=wait, break_lock=break_lock):
+        entry = one_image(open_project(path).images, image)
+        if latest == (backup is not None):
+            known = ", ".join(kept.id for kept in entry.backups()) or "none"
+            raise UsageError(
+                "say which backup to restore: either --backup ID or --latest", f"there are: {known}"
+            )
         chosen = choose_backup(entry.backups(), backup)
         entry.restore(chosen)
     if json:

@@ -46,14 +46,12 @@ def qc(
     from qpnuclei.pipeline.planning.artefacts import mark_artefacts
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import asked_mpp
-    from qpnuclei.qupath.project import open_project
-    from qpnuclei.system.locks import locked
+    from qpnuclei.qupath.project import held_project
 
-    opened = open_project(project, backend=backend, image_root=image_root)
-    entries = match_images(opened, tuple(image or ()))
-    asked = asked_mpp(mpp, mpp_table, opened, entries, image)
     results: list[dict[str, Any]] = []
-    with locked(opened.path.parent, wait=wait, break_lock=break_lock):
+    with held_project(project, backend, image_root, wait=wait, break_lock=break_lock) as opened:
+        entries = match_images(opened, tuple(image or ()))
+        asked = asked_mpp(mpp, mpp_table, opened, entries, image)
         for entry in entries:
             with image_alone(entry, results):
                 done = mark_artefacts(opened, entry, asked, write=not dry_run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,11 @@ def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool
     (dict, bool)
         The result as JSON types, and whether an image failed.
     """
-    opened, entries, options = asked_for(path, given)
-    if given["dry_run"]:
-        return show_plan([(entries, options)], given["json"])
-    summary = analyse(opened, entries, options, given)
+    with opening(path, given) as opened:
+        entries, options = asked_for(opened, given)
+        if given["dry_run"]:
+            return show_plan([(entries, options)], given["json"])
+        summary = analyse(opened, entries, options, given)
     shown = summary.images and not given["no_report"]
     page = write_page(opened, summary, given["quiet"]) if shown else None
     return print_summary(summary, given["json"], page), bool(summary.failures)
@@ -90,18 +91,16 @@ def analyse(
     given: dict[str, Any],
     extend: bool = False,
 ) -> RunSummary:
-    """Run with a progress bar and the project locked; for `extend` see `Conduct`."""
+    """Run with a progress bar; for `extend` see `Conduct`."""
     from qpnuclei.cli.console import tile_progress
     from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.system.interrupts import leaving_on_interrupt
-    from qpnuclei.system.locks import locked
     from qpnuclei.system.memory import keep_freed_memory
 
     with (
         keep_freed_memory(),
         leaving_on_interrupt(INTERRUPTED),
-        locked(opened.path.parent, wait=given["wait"], break_lock=given["break_lock"]),
         stopping_between_units() as stop,
         tile_progress(given["quiet"]) as progress,
     ):
@@ -118,14 +117,36 @@ def analyse(
         return analyse_project(opened, entries, options, progress, conduct)
 
 
-def asked_for(
-    path: Path, given: dict[str, Any], is_temporary: bool = False, **changes: Any
-) -> tuple[Project, list[ImageEntry], RunOptions]:
-    """Open a project; return it, its chosen images and the options of the run.
+def opening(path: Path, given: dict[str, Any]) -> AbstractContextManager[Project]:
+    """Open the project of a run, and hold it within the block unless only the plan is shown.
 
     Parameters
     ----------
     path : Path
+    given : dict
+        The arguments of `run`.
+    """
+    from qpnuclei.qupath.project import held_project, open_project
+    from qpnuclei.qupath.project_file import find_project_file
+
+    find_project_file(path)  # the first error if there is no project
+    options_of(given)  # nobody waits for the project to hear of a wrong option
+    backend, image_root = given["backend"], given["image_root"]
+    if given["dry_run"]:
+        return nullcontext(open_project(path, backend, image_root))
+    return held_project(
+        path, backend, image_root, wait=given["wait"], break_lock=given["break_lock"]
+    )
+
+
+def asked_for(
+    opened: Project, given: dict[str, Any], is_temporary: bool = False, **changes: Any
+) -> tuple[list[ImageEntry], RunOptions]:
+    """Return the chosen images of a project, and the options of the run.
+
+    Parameters
+    ----------
+    opened : Project
     given : dict
         The arguments of `run`.
     is_temporary : bool
@@ -136,12 +157,8 @@ def asked_for(
     from qpnuclei.cli.console import print_status
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.pixel_size import asked_mpp
-    from qpnuclei.qupath.project import open_project
-    from qpnuclei.qupath.project_file import find_project_file
 
-    find_project_file(path)  # the first error if there is no project
     options = options_of(given)
-    opened = open_project(path, backend=given["backend"], image_root=given["image_root"])
     if not is_temporary:
         print_status(f"{opened.path}: opened with the {opened.backend} backend")
     entries = choose_images(opened, options.images, options.selection)
@@ -150,7 +167,7 @@ def asked_for(
         "mpp_only_missing": asked.only_missing,
         "mpp_by_image": asked.by_id,
     }
-    return opened, entries, replace(options, **(pixel_sizes | changes))
+    return entries, replace(options, **(pixel_sizes | changes))
 
 
 def options_of(given: dict[str, Any]) -> RunOptions:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qpnuclei.cli.running import (
     analyse,
     asked_for,
+    opening,
     print_summary,
     show_plan,
 )
@@ -50,17 +51,36 @@ def run_slides(
     (dict, bool)
         What was found as JSON types, and whether a slide failed.
     """
-    from qpnuclei.cli.console import add_slide_failure
     from qpnuclei.cli.inputs import slides_named
-    from qpnuclei.cli.tables import print_unreadable
-    from qpnuclei.qupath.pixel_size import changed_pixel_sizes
     from qpnuclei.qupath.results_folder import ResultsFolder
 
     folder = ResultsFolder(results)
     folder.check()
     if not any(given[name] for name in _CHOICES):
         given = {**given, "tissue": True}
-    inputs = SlideInputs.of(folder, slides_named(paths), given["image"] or ())
+    slides = slides_named(paths)
+    with _held(folder, given):
+        return _run_held(folder, slides, given)
+
+
+def _held(folder: ResultsFolder, given: dict[str, Any]) -> AbstractContextManager[None]:
+    """Hold a folder of results, if it has a project and not only the plan is shown."""
+    from qpnuclei.system.locks import locked
+
+    if given["dry_run"] or not folder.is_made:
+        return nullcontext()
+    return locked(folder.path, wait=given["wait"], break_lock=given["break_lock"])
+
+
+def _run_held(
+    folder: ResultsFolder, slides: Sequence[Path], given: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """Run slides as `run_slides` says; no other process works on a project that is there."""
+    from qpnuclei.cli.console import add_slide_failure
+    from qpnuclei.cli.tables import print_unreadable
+    from qpnuclei.qupath.pixel_size import changed_pixel_sizes
+
+    inputs = SlideInputs.of(folder, slides, given["image"] or ())
     refuse_early(inputs, given)
     asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
     readable = set(inputs.chosen_new.values())
@@ -77,30 +97,22 @@ def run_slides(
     if given["dry_run"]:
         content, has_failures = _show_plan(inputs, asked, given, failed)
         return {**content, "unreadable": unread}, has_failures or bool(unread)
-    with _locked(folder, given):
-        project = folder.project_of([*inputs.new.values()], asked, failed)
+    project = folder.project_of([*inputs.new.values()], asked, failed)
     inputs.warn_of_kept_sizes(asked, project.images)
     changed = changed_pixel_sizes(inputs.images, asked)
-    opened, entries, options = asked_for(project.path, given, mpp_by_image=changed)
-    if inputs.new and not given["tissue"]:
-        _say_not_analysed(inputs)
-    summary = analyse(opened, entries, options, given, extend=True)
-    # First the files: standard output may fail, for example if its reader has gone.
-    files = _write_results(folder, opened, given, summary.failures)
+    with opening(project.path, given) as opened:  # a new project is not held yet
+        entries, options = asked_for(opened, given, mpp_by_image=changed)
+        if inputs.new and not given["tissue"]:
+            _say_not_analysed(inputs)
+        summary = analyse(opened, entries, options, given, extend=True)
+        # First the files: standard output may fail, for example if its reader has gone. Of two
+        # runs, the second writes them last, with the images of both.
+        files = _write_results(folder, opened, given, summary.failures)
     content = print_summary(summary, given["json"], None)
     _print_results(files, opened)
     print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
-
-
-def _locked(folder: ResultsFolder, given: dict[str, Any]) -> AbstractContextManager[None]:
-    """Hold the project of a folder, if it has one already."""
-    from qpnuclei.system.locks import locked
-
-    if not folder.is_made:
-        return nullcontext()
-    return locked(folder.path, wait=given["wait"], break_lock=given["break_lock"])
 
 
 def _say_not_analysed(inputs: SlideInputs) -> None:
@@ -124,8 +136,8 @@ def _show_plan(
     with tempfile.TemporaryDirectory() as temporary:
         if inputs.chosen:
             changed = changed_pixel_sizes(inputs.images, asked)
-            _, entries, options = asked_for(inputs.folder.path, given, mpp_by_image=changed)
-            parts.append((entries, options))
+            with opening(inputs.folder.path, given) as opened:
+                parts.append(asked_for(opened, given, mpp_by_image=changed))
         if inputs.new and not given["tissue"]:
             _say_not_analysed(inputs)
         elif inputs.chosen_new:
@@ -138,9 +150,7 @@ def _show_plan(
                 made = project.images
             if any(entry.name in inputs.chosen_new for entry in made):
                 # New slides have no annotations to exclude, and this project no classes of its own.
-                native = {**given, "backend": "native", "exclude": None}
-                _, entries, options = asked_for(project.path, native, is_temporary=True)
-                parts.append((entries, options))
+                parts.append(asked_for(project, {**given, "exclude": None}, is_temporary=True))
         if inputs.project is None:
             print_status(f"{inputs.folder.new_project}: would be made")
         inputs.warn_of_kept_sizes(asked, [*inputs.images, *made])

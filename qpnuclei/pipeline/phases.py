@@ -22,7 +22,7 @@ from qpnuclei.errors import (
 )
 from qpnuclei.pipeline.commit.commit_image import ImageCommit, stored_result
 from qpnuclei.pipeline.commit.copies import are_missing
-from qpnuclei.pipeline.commit.same_image import check_same_image
+from qpnuclei.pipeline.commit.same_image import check_still_same
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.join import join_image
@@ -190,8 +190,7 @@ def commit_run(
                 if entry is None:
                     raise _not_in_project(image, project)
                 commit = ImageCommit(project, entry, image, folder, plan.spec(image), options)
-                if not _commit_image(commit, summary, failed, engine, slides_from):
-                    continue
+                _commit_image(commit, summary, failed, engine, slides_from)
             summary.save_if_due()
             with summary.noting_a_stop():
                 conduct.check_stop()
@@ -207,8 +206,10 @@ def _commit_image(
     failed: dict[str, dict[str, object]],
     engine: Callable[[str], Engine],
     slides_from: Path | None,
-) -> bool:
+) -> None:
     """Write the nuclei of one image into the project, and note this in the summary.
+
+    If an earlier start of the run has written them already, it only notes what they are.
 
     Parameters
     ----------
@@ -216,11 +217,6 @@ def _commit_image(
         The units that failed, from `RunFolder.failed`.
     engine : callable
         Returns the engine of a model.
-
-    Returns
-    -------
-    bool
-        False if an earlier start of the run had written them already.
     """
     entry, image, folder, options = commit.entry, commit.image, commit.folder, commit.options
     objects = entry.read()
@@ -230,9 +226,9 @@ def _commit_image(
         is_replaced = not record.has_run(image.marker)
         done = commit.complete_earlier(objects.fingerprint, is_replaced=is_replaced)
         summary.add_earlier(done)
-        return False
+        return
     try:
-        check_same_image(entry, image)
+        check_still_same(commit.project, image)
     except ConflictError as error:
         raise ConflictError(error.what, _to_plan_again(folder)) from error
     if not folder.shard(image, commit.layout.name).exists():
@@ -245,7 +241,6 @@ def _commit_image(
         raise ConflictError(error.what, _after_conflict(folder, options)) from error
     summary.images.append(result)
     summary.device = commit.device or summary.device
-    return True
 
 
 def _planned_entries(project: Project, folder: RunFolder, plan: RunPlan) -> dict[str, ImageEntry]:

@@ -413,6 +413,10 @@ class Project(Protocol):
         """``"native"`` or ``"paquo"``."""
 
     @property
+    def image_root(self) -> Path | None:
+        """Folder to search for images that are not at the path in the project."""
+
+    @property
     def version(self) -> str | None:
         """Version of QuPath that wrote the project file."""
 

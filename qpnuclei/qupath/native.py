@@ -69,7 +69,7 @@ class NativeProject(project_file.ProjectFolder):
 
     def __init__(self, path: Path, image_root: Path | None = None) -> None:
         self.path = path
-        self._image_root = image_root
+        self.image_root = image_root
         content = project_file.read_project(path)
         version = content.get("version")
         self.version = version if isinstance(version, str) else None
@@ -83,7 +83,7 @@ class NativeProject(project_file.ProjectFolder):
 
     def find_image(self, uri: str) -> Path | None:
         """Return the file of an image's URI on this machine; None if it is missing."""
-        return find_image(uri, self._uri, self.path.parent, self._image_root)
+        return find_image(uri, self._uri, self.path.parent, self.image_root)
 
 
 class NativeImage:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,8 +20,9 @@ from qpnuclei.qupath.paquo.installation import (
 from qpnuclei.qupath.project_file import find_project_file
 from qpnuclei.system.arguments import check_choice
 from qpnuclei.system.files import check_folder
+from qpnuclei.system.locks import locked
 
-__all__ = ["QuPathInstallation", "choose_backend", "find_qupath", "open_project"]
+__all__ = ["QuPathInstallation", "choose_backend", "find_qupath", "held_project", "open_project"]
 
 #: Older versions write no UUIDs, by which qpnuclei recognises its own detections.
 OLDEST_RELEASE_FOR_PAQUO = (0, 4)
@@ -77,6 +80,36 @@ def open_project(
     from qpnuclei.qupath import native
 
     return native.open_project(Path(path), root)
+
+
+@contextmanager
+def held_project(
+    path: str | os.PathLike[str],
+    backend: Backend = "auto",
+    image_root: str | os.PathLike[str] | None = None,
+    *,
+    wait: bool = True,
+    break_lock: bool = False,
+) -> Iterator[Project]:
+    """Hold a project within the block, and open it.
+
+    It is opened when it is held: until then, another process may add images or change them.
+
+    Parameters
+    ----------
+    path, backend, image_root
+        As for `open_project`.
+    wait, break_lock : bool
+        As for `qpnuclei.system.locks.locked`.
+
+    Raises
+    ------
+    qpnuclei.errors.QpnucleiError
+        As `open_project` and `qpnuclei.system.locks.locked`.
+    """
+    folder = find_project_file(Path(path)).parent
+    with locked(folder, wait=wait, break_lock=break_lock):
+        yield open_project(path, backend, image_root)
 
 
 def choose_backend(backend: Backend = "auto") -> Literal["native", "paquo"]:

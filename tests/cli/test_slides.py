@@ -23,6 +23,8 @@ from qpnuclei.errors import LockedError, NotFoundError, SlideError, UsageError
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.results_folder import ResultsFolder
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from qpnuclei.system.locks import locked

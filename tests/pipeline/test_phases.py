@@ -446,11 +446,14 @@ def test_an_image_saved_since_the_plan_is_planned_again_or_forced(tmp_path: Path
     assert {name: now[name] for name in before} == before
 
 
-def edit_server(place: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change how the project file describes its first image, as QuPath does."""
+def edit_server(
+    place: Path, edit: Callable[[dict[str, Any]], dict[str, Any]], number: int = 0
+) -> None:
+    """Change how the project file describes one of its images, as QuPath does."""
     path = place / "project" / "project.qpproj"
     content = json.loads(path.read_text())
-    content["images"][0]["serverBuilder"] = edit(content["images"][0]["serverBuilder"])
+    image = content["images"][number]
+    image["serverBuilder"] = edit(image["serverBuilder"])
     path.write_text(json.dumps(content))
 
 
@@ -565,6 +568,25 @@ def test_a_run_refuses_an_image_that_the_project_describes_otherwise_meanwhile(
     assert [image.name for image in summary.images] == ["1.tif"]
     path.write_bytes(before)
     assert qpnuclei.run(place / "project", OPTIONS).failures == []
+
+
+def test_a_commit_refuses_an_image_that_the_project_describes_otherwise_meanwhile(
+    tmp_path: Path,
+) -> None:
+    place = make_project(tmp_path / "place", 2)
+    run_dir = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
+
+    def between_images() -> bool:
+        edit_server(place, lambda server: with_mpp(server, 0.5), number=1)
+        return False
+
+    project, folder = open_project(place / "project"), RunFolder(run_dir)
+    conduct = units.Conduct(stop=between_images)
+    summary = commit_run(project, folder, folder.plan().options(), conduct=conduct)
+    (failure,) = summary.failures
+    assert "the pixel size of image 1.tif changed in the project" in failure.error.what
+    assert [image.name for image in summary.images] == ["0.tif"]
+    assert len(project.images[1].read().detections) == 0
 
 
 def test_a_pixel_size_stored_with_other_rounding_is_the_same_though_another_one_was_given(

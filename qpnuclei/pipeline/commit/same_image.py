@@ -65,7 +65,7 @@ def check_still_same(project: Project, image: PlannedImage) -> None:
         As `check_same_image`; also if the project has no such image any more.
     """
     try:
-        now = open_project(project.path)
+        now = open_project(project.path, project.image_root)
     except QpnucleiError:  # its drive may be gone: saving says so, and rescues the nuclei
         return
     entry = next((entry for entry in now.images if entry.id == image.entry), None)

@@ -61,6 +61,7 @@ class PaquoProject(project_file.ProjectFolder):
         from paquo.projects import QuPathProject
 
         self.path = path
+        self.image_root = image_root
         with jvm.quiet(), java_errors(FormatError, f"{path}: QuPath cannot open the project"):
             self._project = QuPathProject(path, mode="r+")
         self.java_object: JavaObject = self._project.java_object

@@ -1,0 +1,166 @@
+"""A command that waited for another works on the project as the other one left it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+import qpnuclei as package
+from qpnuclei import RunOptions, Selection
+from qpnuclei.pipeline.planning.plan_file import RunPlan
+from qpnuclei.qupath.native import open_project
+from qpnuclei.report import page
+from qpnuclei.system.locks import locked
+from tests.cli.conftest import Outcome
+from tests.cli.test_slides import RUN, counts, paint
+
+Call = Callable[..., Outcome]
+
+COMMAND = (sys.executable, "-m", "qpnuclei")
+BOTH = ["a.png", "b.png"]
+SQUARE = [[[9, 9], [40, 9], [40, 40], [9, 40], [9, 9]]]
+ANNOTATION = {
+    "type": "Feature",
+    "geometry": {"type": "Polygon", "coordinates": SQUARE},
+    "properties": {"objectType": "annotation"},
+}
+IN_PYTHON = """
+import json, sys, qpnuclei
+options = qpnuclei.RunOptions(qpnuclei.Selection(tissue=True), device="cpu", workers=1)
+summary = qpnuclei.run(sys.argv[1], options)
+print(json.dumps([image.name for image in summary.images]))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a project of one slide; another slide is beside it."""
+    monkeypatch.chdir(tmp_path)
+    slide = paint(tmp_path / "a.png", (80, 80), (170, 160))
+    paint(tmp_path / "b.png", (120, 120))
+    return package.create_project(tmp_path / "p", [slide], mpp=0.25).path
+
+
+def started(*command: object) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*map(str, command)], stdout=pipe, stderr=pipe, text=True)
+
+
+def read_until_it_waits(stderr: IO[str] | None) -> None:
+    assert stderr is not None
+    said = []
+    for line in stderr:
+        said.append(line)
+        if " is in use by " in line:
+            return
+    pytest.fail(f"it did not wait: {''.join(said)}")
+
+
+def after_waiting(
+    project: Path, change: Callable[[], object], *command: object
+) -> subprocess.CompletedProcess[str]:
+    """Return what a command does that waits for a project while it is changed."""
+    with locked(project.parent):
+        process = started(*command)
+        read_until_it_waits(process.stderr)
+        change()
+    with process:
+        stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def change_mpp(project: Path) -> None:
+    """Change the pixel size from 0.25 to 0.5 µm/px, as QuPath does."""
+    text = project.read_text(encoding="utf-8")
+    changed = re.sub(r'"value": ?0\.25\b', '"value": 0.5', text)
+    assert changed != text
+    project.write_text(changed, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "names"),
+    [
+        ((*COMMAND, "run", "p", "--tissue", "--json", *RUN), "name", BOTH),
+        ((*COMMAND, "filter", "p", "--min-certainty", "0.5", "--json"), "image", BOTH),
+        ((*COMMAND, "qc", "p", "--json"), "image", BOTH),
+        ((*COMMAND, "geojson", "import", "p", "b.png.geojson", "--json"), "image", ["b.png"]),
+        ((sys.executable, "-c", IN_PYTHON, "p"), "", BOTH),
+    ],
+    ids=["run", "filter", "qc", "import", "Python"],
+)
+def test_an_image_that_was_added_meanwhile_is_there(
+    command: tuple[str, ...], key: str, names: list[str], project: Path
+) -> None:
+    features = {"type": "FeatureCollection", "features": [ANNOTATION]}
+    Path("b.png.geojson").write_text(json.dumps(features))
+    done = after_waiting(project, lambda: package.add_slides(project, ["b.png"], 0.25), *command)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    images = content["images"] if isinstance(content, dict) else content
+    found = [image if isinstance(image, str) else image[key] for image in images]
+    assert found == names
+
+
+def test_a_backup_of_an_image_that_was_added_meanwhile_is_searched(project: Path) -> None:
+    command = (*COMMAND, "project", "restore", "p", "--image", "b.png", "--latest")
+    done = after_waiting(project, lambda: package.add_slides(project, ["b.png"], 0.25), *command)
+    assert "the image has no backups" in done.stderr
+
+
+@pytest.mark.parametrize("options", [("plan", "--backend", "native"), ("run", *RUN)])
+def test_a_pixel_size_that_was_changed_meanwhile_is_that_of_the_plan(
+    options: tuple[str, ...], project: Path
+) -> None:
+    command = (*COMMAND, *options, "p", "--tissue", "--run-dir", "the-run")
+    done = after_waiting(project, partial(change_mpp, project), *command)
+    assert done.returncode == 0, done.stderr
+    (image,) = RunPlan.read(Path("the-run", "plan.json")).images
+    assert (image.mpp, image.project_mpp) == ((0.5, 0.5), (0.5, 0.5))
+
+
+def test_commit_refuses_an_image_whose_pixel_size_was_changed_meanwhile(project: Path) -> None:
+    options = RunOptions(Selection(tissue=True), device="cpu", workers=1, run_dir=Path("run"))
+    folder = package.infer(package.plan(project, options), device="cpu")
+    (entry,) = open_project(project).images
+    before = entry.data_path.read_bytes()
+    change = partial(change_mpp, project)
+    done = after_waiting(project, change, *COMMAND, "commit", folder, "--backend", "native")
+    assert done.returncode == 1
+    assert "the pixel size of image a.png changed in the project" in done.stderr
+    assert entry.data_path.read_bytes() == before
+
+
+def test_of_two_runs_of_slides_the_second_writes_the_results_of_both(
+    tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one starts while the first one makes its report."""
+    results = tmp_path / "results"
+    first, second = (
+        ("run", paint(tmp_path / name, (120, 120)), "-o", results, "--mpp", "0.25", *RUN)
+        for name in BOTH
+    )
+    others: list[subprocess.Popen[str]] = []
+    real = page.write_report
+
+    def slow(*arguments: Any, **options: Any) -> object:
+        others.append(started(*COMMAND, *second))
+        read_until_it_waits(others[0].stderr)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(page, "write_report", slow)
+    assert qpnuclei(*first).exit_code == 0
+    with others[0] as other:
+        _, stderr = other.communicate(timeout=300)
+    assert other.returncode == 0, stderr
+    assert counts(results / "counts.csv") == {"a.png": 1, "b.png": 1}
+    assert "b.png" in (results / "report.html").read_text(encoding="utf-8")
+    names = {path.name for path in results.iterdir() if path.is_file()}
+    assert names == {"counts.csv", "report.html", "project.qpproj", "project.qpproj.backup"}
