@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.pixel_size import AskedMpp
     from qpnuclei.qupath.results_folder import ResultsFolder
+    from qpnuclei.system.files import Save
 
 #: Names of the table and the page in the folder of results.
 COUNTS, PAGE = "counts.csv", "report.html"
@@ -207,7 +209,7 @@ def _write_results(
         if not given["tissue"]:
             empty = without_row(project.images, rows, uncounted)
             print_without_row(empty, len(project.images), given["roi"])
-        written["counts"] = str(folder.write(COUNTS, lambda path: write_counts(rows, path)))
+        written["counts"] = str(folder.write(COUNTS, partial(write_counts, rows)))
     if not given["no_report"]:
         written["report"] = None
         images = project.images
@@ -217,8 +219,9 @@ def _write_results(
         ):
             runs = runs_of(project.path.parent)
 
-            def write(path: Path) -> None:
-                for entry, error in write_report(project, images, path, runs, progress=progress):
+            def write(path: Path, save: Save) -> None:
+                failed = write_report(project, images, path, runs, progress=progress, save=save)
+                for entry, error in failed:
                     left_out(entry, error)
 
             written["report"] = str(folder.write(PAGE, write))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
 from qpnuclei.qupath.names import table_text
-from qpnuclei.system.files import atomic_file, check_file_target
+from qpnuclei.system.files import Save, check_file_target, write_atomically
 from qpnuclei.system.json_text import json_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ _CLASS_COUNT = "Num "
 CLASS_SHARES = ("Positive %", "H-score")
 
 
-def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_counts(
+    rows: Sequence[Mapping[str, Any]], path: Path, save: Save = write_atomically
+) -> None:
     """Write rows of `qpnuclei.qupath.counts`, in one step.
 
     The columns are `FIRST_COLUMNS`, the counts, percentages and H-scores of classes, the
@@ -60,11 +62,14 @@ def write_counts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     classes = [name for name in between if name.startswith(_CLASS_COUNT)]
     rest = [name for name in between if name not in classes]
     rest.sort(key=lambda name: not name.endswith(CLASS_SHARES))  # these first
-    write_table(rows, path, [*FIRST_COLUMNS, *classes, *rest, *LAST_COLUMNS])
+    write_table(rows, path, [*FIRST_COLUMNS, *classes, *rest, *LAST_COLUMNS], save)
 
 
 def write_table(
-    rows: Sequence[Mapping[str, Any]], path: Path, columns: Sequence[str] | None = None
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    columns: Sequence[str] | None = None,
+    save: Save = write_atomically,
 ) -> None:
     """Write rows as .csv, .tsv, .json or .parquet, in one step.
 
@@ -79,6 +84,8 @@ def write_table(
         The suffix determines the format.
     columns : sequence of str, optional
         Names of the columns, in order; by default in the order of first appearance.
+    save : callable
+        Writes the content to the path.
 
     Raises
     ------
@@ -91,9 +98,7 @@ def write_table(
     write = _writer_of(path)
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
-    content = write({name: [_cell(row.get(name)) for row in rows] for name in columns})
-    with atomic_file(path) as stream:
-        stream.write(content)
+    save(path, write({name: [_cell(row.get(name)) for row in rows] for name in columns}))
 
 
 def check_table(path: Path) -> None:

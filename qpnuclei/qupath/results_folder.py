@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import names_of
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_file import OWN_FOLDER
-from qpnuclei.qupath.transaction import digest_of_file
+from qpnuclei.qupath.transaction import digest_of, digest_of_file
 from qpnuclei.system.files import (
+    Save,
     make_folder_below,
     read_regular,
     saving,
@@ -98,7 +99,7 @@ class ResultsFolder:
         """Open the project of the folder; None if there is none yet."""
         return open_project(self.path) if self.is_made else None
 
-    def write(self, name: str, write: Callable[[Path], object]) -> Path:
+    def write(self, name: str, write: Callable[[Path, Save], object]) -> Path:
         """Write a file of results; never replace a file that the user made or changed.
 
         Parameters
@@ -106,7 +107,7 @@ class ResultsFolder:
         name : str
             Name of the file. If a user's file has this name, a number is added to it.
         write : callable
-            Called with the path to write to.
+            Called with the path of the file, and a function that saves it.
 
         Returns
         -------
@@ -117,26 +118,35 @@ class ResultsFolder:
         wanted = self.path / name
         number = 1
         path = wanted
-        while path.exists() and own.get(path.name) != digest_of_file(path):
+        while path.exists() and digest_of_file(path) not in own.get(path.name, ()):
             number += 1
             path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
-        write(path)
-        own[path.name] = digest_of_file(path)
-        make_folder_below(self.path, (self.path / MARK).parent)
-        write_atomically(self.path / MARK, _mark(own))
+        write(path, self._save)
         return path
 
-    def _own(self) -> dict[str, str]:
-        """Return the digests of the files that qpnuclei wrote."""
+    def _save(self, path: Path, content: bytes) -> None:
+        """Write a file, and list it as ours.
+
+        A process that is killed leaves its old or its new content, so both are listed before.
+        """
+        own = self._own()
+        before = [digest_of_file(path)] if path.exists() else []
+        own[path.name] = [*before, digest_of(content)]
+        make_folder_below(self.path, (self.path / MARK).parent)
+        write_atomically(self.path / MARK, _mark(own))
+        write_atomically(path, content)
+
+    def _own(self) -> dict[str, list[str]]:
+        """Return the digests that files of qpnuclei have, or had before they were last written."""
         path = self.path / MARK
         try:
             files = json.loads(read_regular(path))["files"]
-            return {str(name): str(digest) for name, digest in files.items()}
+            return {str(name): list(map(str, digests)) for name, digests in files.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise unreadable(path, error, hint="name a new folder") from error
 
 
-def _mark(files: dict[str, str]) -> bytes:
+def _mark(files: Mapping[str, Sequence[str]]) -> bytes:
     return json.dumps({"qpnuclei": __version__, "files": files}, indent=1).encode()
 
 

@@ -22,7 +22,7 @@ from qpnuclei.report.methods import methods
 from qpnuclei.report.rendering import render, write_page
 from qpnuclei.report.runs import Run, images_of, read_run, with_others
 from qpnuclei.report.tables import table_values
-from qpnuclei.system.files import check_file_target
+from qpnuclei.system.files import Save, check_file_target, write_atomically
 
 #: Name of the page in the folder of a run.
 PAGE = "report.html"
@@ -56,6 +56,7 @@ def write_report(
     runs: Sequence[Run] = (),
     options: ReportOptions | None = None,
     progress: Callable[[int, str], object] = lambda done, image: None,
+    save: Save = write_atomically,
 ) -> list[tuple[ImageEntry, QpnucleiError]]:
     """Write the report of some images of a project.
 
@@ -68,6 +69,8 @@ def write_report(
         Runs on these images, newest first.
     progress : callable
         Called as ``progress(images done, image that is next)``.
+    save : callable
+        Writes the page to the path.
 
     Returns
     -------
@@ -87,7 +90,7 @@ def write_report(
         progress(number - 1, entry.name)
         report.add(number, entry)
     progress(len(entries), "")
-    report.write()
+    report.write(save)
     return report.failures
 
 
@@ -168,7 +171,7 @@ class _Report:
             return f"#image-{number}"
         return self._pages.add(number, entry.name, section)
 
-    def write(self) -> None:
+    def write(self, save: Save) -> None:
         """Write the page of all images."""
         warn_of_missing_classes(self._options.nucleus_classes, self._classes)
         name = f"{self._project.path.parent.name}/{self._project.path.name}"
@@ -188,7 +191,7 @@ class _Report:
             **table_values(),
         )
         self._pages.finish()
-        write_page(self._path, page)
+        write_page(self._path, page, save)
         self._pages.remove_others()
 
     def _problems(self, runs: Sequence[Run]) -> list[tuple[str, str]]:

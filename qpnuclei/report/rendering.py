@@ -13,7 +13,7 @@ import jinja2
 from qpnuclei._version import __version__
 from qpnuclei.errors import number_of
 from qpnuclei.qupath.count_table import TEXT_COLUMNS
-from qpnuclei.system.files import write_atomically
+from qpnuclei.system.files import Save, write_atomically
 
 
 def is_number(value: Any) -> bool:
@@ -70,7 +70,7 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def write_page(path: Path, page: str) -> None:
+def write_page(path: Path, page: str, save: Save = write_atomically) -> None:
     """Write a page in one step."""
     # File names may hold bytes that are not text.
-    write_atomically(path, page.encode(errors="backslashreplace"))
+    save(path, page.encode(errors="backslashreplace"))

@@ -20,6 +20,9 @@ from qpnuclei.system.processes import Process, made_by_ended_process
 #: Names of temporary files and folders start with this, followed by the tag of their process.
 TEMPORARY_PREFIX = ".qpnuclei-"
 
+#: A function that writes content to a path, as `write_atomically` does.
+Save = Callable[[Path, bytes], object]
+
 #: Files that file managers leave in the folders that they show.
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 

@@ -294,6 +294,41 @@ def test_a_table_that_someone_has_changed_is_kept(
     assert not (results / "counts-3.csv").exists()
 
 
+@pytest.mark.parametrize("at", ["counts.csv", "results.json"])
+def test_a_table_that_was_being_written_when_a_process_was_killed_is_replaced(
+    at: str, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ResultsFolder(tmp_path / "results")
+    folder.project_of([slides / "b.png"], AskedMpp(0.25), pytest.fail)
+    real = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.name == at:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    def killed_after(path: Path, target: Path) -> Path:
+        done = real(path, target)
+        if target.name == at:
+            raise KeyboardInterrupt
+        return done
+
+    def write(content: bytes) -> Path:
+        return folder.write("counts.csv", lambda path, save: save(path, content))
+
+    table = write(b"first")
+    for end in (killed, killed_after):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", end)
+            with pytest.raises(KeyboardInterrupt):
+                write(b"second")
+        assert write(b"third") == table
+        assert table.read_bytes() == b"third"
+    table.write_bytes(b"mine")
+    assert write(b"fourth").name == "counts-2.csv"
+    assert table.read_bytes() == b"mine"
+
+
 def test_annotations_drawn_in_the_results_are_analysed_where_they_are_named(
     slides: Path, tmp_path: Path, qpnuclei: Call
 ) -> None:
