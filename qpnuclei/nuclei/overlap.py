@@ -71,7 +71,7 @@ def are_in_place_of(outlines: Outlines, others: shapely.STRtree) -> npt.NDArray[
 
     Parameters
     ----------
-    outlines : (N,) object ndarray of shapely geometries
+    outlines : (N,) object ndarray of shapely Polygons
         Only those near others are made valid, because that takes much longer than the query.
     others : STRtree
         Tree of valid geometries.

@@ -19,6 +19,7 @@ import shapely.geometry
 
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.areas import polygons_in, valid_area
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.model import DetectionGroup, PathClass
 from qpnuclei.qupath.names import replace_lone_surrogates
@@ -282,9 +283,10 @@ def _valid_on_grid(geometry: shapely.Geometry) -> shapely.Geometry:
     """
     if shapely.get_dimensions(geometry) < 2:
         return geometry
-    repaired = shapely.set_precision(shapely.make_valid(geometry), 10.0**-_DECIMALS)
+    # Parts that overlap must be merged as in all counts; `make_valid` alone would cut them out.
+    repaired = shapely.set_precision(valid_area(geometry), 10.0**-_DECIMALS)
     rounded = shapely.transform(repaired, lambda points: np.round(points, _DECIMALS))
-    parts = shapely.get_parts(shapely.get_parts(rounded))  # a collection may contain multipolygons
+    parts = polygons_in(rounded)
     areas = parts[shapely.area(parts) > 0]
     return areas[0] if len(areas) == 1 else shapely.multipolygons(areas)
 

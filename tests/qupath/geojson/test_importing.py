@@ -29,6 +29,7 @@ from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.java_nodes import JavaString
 from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
+from qpnuclei.qupath.regions import Region, rows_inside
 from tests.ids import nucleus_id
 from tests.paths import FAULTS, SAMPLES
 
@@ -470,3 +471,27 @@ def test_properties_of_detections_that_no_file_keeps_are_reported(
     exported = export_image(project, image, tmp_path)
     assert exported.losses == ("name of 1 detection of the image",)
     assert export_image(project, project.images[0], tmp_path, detections=False).losses == ()
+
+
+def test_an_annotation_of_overlapping_parts_counts_the_same_after_export_and_import(
+    project: Project, tmp_path: Path
+) -> None:
+    image, other = project.images[0], project.images[2]
+    imported(
+        project,
+        tmp_path,
+        GeoJsonObject(
+            "annotation", shapely.MultiPolygon([square(50, 50, 40), square(60, 60, 40)]), name="two"
+        ),
+        GeoJsonObject("detection", square(72, 72), path_class=PathClass("Nucleus", None)),
+    )
+    exported = export_image(project, image, tmp_path / "out")
+    again = import_file(project, image, exported.path)
+    assert (again.annotations, again.detections) == (0, 0)
+    import_file(project, other, exported.path)
+    for entry in (image, other):
+        objects = entry.read()
+        (two,) = [a for a in objects.annotations if a.name == "two"]
+        (nucleus,) = rows_inside([Region.of(two)], objects.detections.centroids)
+        assert two.area.area == 2300
+        assert [74, 74] in objects.detections.centroids[nucleus].tolist()

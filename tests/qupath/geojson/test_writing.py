@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.geojson.writing import write_detections, write_objects
@@ -173,3 +174,37 @@ def test_objects_of_every_kind(tmp_path, caplog):
     assert len(left_out) == 3
     for name, message in zip(("speck", "empty", "nowhere"), left_out, strict=True):
         assert name in message
+
+
+def boxes(*corners: tuple[int, int, int]) -> shapely.MultiPolygon:
+    """Return squares, each of x, y and size in px, as parts of one outline."""
+    return shapely.MultiPolygon([shapely.box(x, y, x + size, y + size) for x, y, size in corners])
+
+
+@pytest.mark.parametrize(
+    ("outline", "area"),
+    [
+        (boxes((50, 50, 40), (60, 60, 40)), 2300),  # they overlap
+        (boxes((50, 50, 40), (60, 60, 10)), 1600),  # one contains the other
+        (boxes((50, 50, 40), (50, 50, 40)), 1600),  # they are equal
+        (boxes((50, 50, 40), (90, 50, 40)), 3200),  # they share an edge
+        (boxes((50, 50, 40), (70, 70, 40), (60, 60, 40)), 3000),  # three share a place
+        (boxes((50, 50, 40), (200, 50, 40)), 3200),
+        (
+            shapely.MultiPolygon(
+                [
+                    shapely.box(50, 50, 90, 90).difference(shapely.box(60, 60, 80, 80)),
+                    shapely.box(55, 55, 75, 75),  # covers a part of the hole
+                ]
+            ),
+            1425,
+        ),
+    ],
+)
+def test_an_outline_of_several_parts_keeps_the_area_that_counts(tmp_path, outline, area):
+    assert valid_area(outline).area == area
+    write_objects(tmp_path / "a.geojson", [GeoJsonObject("annotation", outline, ID)])
+    (found,) = read_objects(tmp_path / "a.geojson")
+    assert found.geometry.is_valid
+    assert found.geometry.area == area
+    assert found.geometry.equals(valid_area(outline))
