@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import shapely
 
+from qpnuclei.qupath.area_index import same_area
 from qpnuclei.qupath.areas import valid_area
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.regions import same_outline
@@ -45,9 +46,10 @@ def obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
 
 def only_part(geometry: shapely.Geometry) -> shapely.Geometry:
     """Return the only part of a collection with one part; otherwise the geometry itself."""
+    if not geometry.geom_type.startswith(("Multi", "GeometryCollection")):
+        return geometry
     parts = shapely.get_parts(geometry)
-    is_collection = geometry.geom_type in ("MultiPolygon", "MultiLineString", "GeometryCollection")
-    return parts[0] if is_collection and len(parts) == 1 else geometry
+    return only_part(parts[0]) if len(parts) == 1 else geometry
 
 
 def one_polygon(geometry: shapely.Geometry) -> tuple[shapely.Polygon, float]:
@@ -60,12 +62,16 @@ def one_polygon(geometry: shapely.Geometry) -> tuple[shapely.Polygon, float]:
 
 
 def same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
-    """Tell whether two outlines are equal, as stored or after repair."""
+    """Tell whether two outlines are equal, as stored or after repair.
+
+    An only part equals the collection of it: QuPath stores a point as points. Vertices on straight
+    edges do not count: QuPath drops them.
+    """
+    a, b = only_part(a), only_part(b)
     if same_outline(a, b):
         return True
-    if a.is_valid and b.is_valid:
-        return False
-    return same_outline(valid_area(a), valid_area(b))
+    a, b = valid_area(a), valid_area(b)
+    return not a.is_empty and same_area(a, b)
 
 
 def same_detection(found: shapely.Geometry, existing: shapely.Geometry) -> bool:
@@ -74,7 +80,7 @@ def same_detection(found: shapely.Geometry, existing: shapely.Geometry) -> bool:
         return True
     if found.is_valid and found.geom_type == "Polygon":
         return False
-    return same_outline(one_polygon(found)[0], existing)
+    return same_place(one_polygon(found)[0], existing)
 
 
 def unread_properties(found: GeoJsonObject) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+import shapely.geometry
 
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
@@ -23,7 +25,7 @@ from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.problems import Problems
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.geojson.writing import write_objects
-from qpnuclei.qupath.model import DetectionGroup, Edit, ImageObjects, PathClass, Project
+from qpnuclei.qupath.model import DetectionGroup, Edit, ImageEntry, ImageObjects, PathClass, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
@@ -495,3 +497,78 @@ def test_an_annotation_of_overlapping_parts_counts_the_same_after_export_and_imp
         (nucleus,) = rows_inside([Region.of(two)], objects.detections.centroids)
         assert two.area.area == 2300
         assert [74, 74] in objects.detections.centroids[nucleus].tolist()
+
+
+BOW_TIE = shapely.Polygon([(5, 5), (9, 9), (9, 5), (5, 9)])
+HOLED = shapely.Polygon(square(5, 5, 20).exterior, [square(9, 9).exterior])
+COLLINEAR = shapely.Polygon([(5, 5), (7, 5), (9, 5), (9, 9), (9, 9), (5, 9)])
+LINE = shapely.LineString([(5, 5.125), (9, 9), (20, 3)])
+FORMS = {
+    "polygon": [
+        square(5, 5),
+        square(5, 5).reverse(),
+        shapely.Polygon([(9, 9), (5, 9), (5, 5), (9, 5)]),
+        COLLINEAR,  # QuPath drops vertices on straight edges
+        shapely.MultiPolygon([square(5, 5)]),
+        shapely.MultiPolygon([COLLINEAR]),
+        shapely.GeometryCollection([square(5, 5)]),
+        shapely.GeometryCollection([shapely.MultiPolygon([square(5, 5)])]),
+    ],
+    "hole": [HOLED, shapely.MultiPolygon([HOLED])],
+    "bow tie": [BOW_TIE, shapely.make_valid(BOW_TIE)],
+    "parts": [
+        shapely.MultiPolygon([square(5, 5), square(50, 5)]),
+        shapely.MultiPolygon([square(50, 5), COLLINEAR]),
+    ],
+    "overlapping parts": [
+        shapely.MultiPolygon([square(5, 5), square(7, 7)]),
+        square(5, 5).union(square(7, 7)),
+    ],
+    "no area": [shapely.Polygon([(5, 5), (9, 9), (5, 5)])],
+    "line": [LINE, LINE.reverse(), shapely.MultiLineString([LINE])],
+    "point": [
+        shapely.Point(5.125, 7),
+        shapely.MultiPoint([(5.125, 7)]),
+        shapely.GeometryCollection([shapely.Point(5.125, 7)]),
+    ],
+    "points": [shapely.MultiPoint([(5, 7), (3, 3)]), shapely.MultiPoint([(3, 3), (5, 7)])],
+}
+
+
+@pytest.mark.parametrize("own_id", [None, uuid.UUID(int=77)])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [*(("annotation", shape) for shape in FORMS), ("detection", "polygon"), ("detection", "hole")],
+)
+def test_an_object_is_imported_once_in_whatever_form(
+    kind: str, shape: str, own_id: uuid.UUID | None, project: Project, tmp_path: Path
+) -> None:
+    def added(entry: ImageEntry, geometry: shapely.Geometry) -> tuple[int, int]:
+        """Import the object as another program writes it; how many are new, and already there."""
+        feature = {
+            "type": "Feature",
+            "geometry": shapely.geometry.mapping(geometry),
+            "properties": {"objectType": kind},
+            **({} if own_id is None else {"id": str(own_id)}),
+        }
+        (tmp_path / "a.geojson").write_text(json.dumps(feature))
+        done = import_file(project, entry, tmp_path / "a.geojson")
+        assert done.left_out == []
+        return done.annotations + done.detections, done.already_there
+
+    forms = FORMS[shape]
+    for entry, first, others in (
+        (project.images[0], forms[0], forms[1:]),
+        (project.images[2], forms[-1], forms[:-1]),
+    ):
+        assert added(entry, first) == (1, 0)
+        assert [added(entry, form) for form in [first, *others]] == [(0, 1)] * len(forms)
+        assert added(entry, shapely.transform(first, lambda xy: xy + np.array([1, 0]))) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["hole", "line", "point", "points"])
+def test_forms_of_one_annotation_in_one_file(kind: str, project: Project, tmp_path: Path) -> None:
+    features = [{"type": "Feature", "geometry": shapely.geometry.mapping(g)} for g in FORMS[kind]]
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    done = import_file(project, project.images[0], tmp_path / "a.geojson")
+    assert (done.annotations, done.already_there) == (1, len(features) - 1)
