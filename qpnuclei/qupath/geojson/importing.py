@@ -20,6 +20,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import number_of, quoted
 from qpnuclei.nuclei.ids import is_ours, made_id
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.areas import ROUNDING_PX
 from qpnuclei.qupath.geojson.importable import (
     WHOLE_TOLERANCE,
     nucleus_of,
@@ -291,7 +292,7 @@ class _Incoming:
                 (existing.name, existing.class_name) == wanted
                 and (existing.z, existing.t) == (found.z, found.t)
                 and same_place(geometry, existing.geometry)
-                for existing in self._objects.annotations
+                for existing in self._annotations_near(geometry)
             )
         detections = self._objects.detections
         return any(
@@ -329,6 +330,18 @@ class _Incoming:
         if nucleus is not None:
             self._left_cells += 1
         return True
+
+    def _annotations_near(self, geometry: shapely.Geometry) -> list[Annotation]:
+        """Return the image's annotations whose bounding boxes meet that of a geometry."""
+        x0, y0, x1, y1 = geometry.bounds
+        # Coordinates of the same point may differ by rounding.
+        box = shapely.box(x0 - ROUNDING_PX, y0 - ROUNDING_PX, x1 + ROUNDING_PX, y1 + ROUNDING_PX)
+        return [self._objects.annotations[row] for row in self._annotation_tree.query(box)]
+
+    @cached_property
+    def _annotation_tree(self) -> shapely.STRtree:
+        """Spatial index of the image's annotations."""
+        return shapely.STRtree([a.geometry for a in self._objects.annotations])
 
     @cached_property
     def _tree(self) -> shapely.STRtree:

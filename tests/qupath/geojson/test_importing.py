@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import shapely.geometry
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.table import NucleiTable
+from qpnuclei.qupath.geojson import importing
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.file_names import image_of_file
 from qpnuclei.qupath.geojson.importing import import_file
@@ -572,3 +574,31 @@ def test_forms_of_one_annotation_in_one_file(kind: str, project: Project, tmp_pa
     (tmp_path / "a.geojson").write_text(json.dumps(features))
     done = import_file(project, project.images[0], tmp_path / "a.geojson")
     assert (done.annotations, done.already_there) == (1, len(features) - 1)
+
+
+def test_an_annotation_is_compared_only_with_those_at_its_place(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = [
+        GeoJsonObject("annotation", square(10 * column + 0.004, 10 * row))
+        for column in range(12)
+        for row in range(12)
+    ]
+    points = [GeoJsonObject("annotation", shapely.Point(10 * i + 7.004, 7)) for i in range(12)]
+    assert imported(project, tmp_path, *tiles, *points).annotations == 156
+    compared: list[tuple[shapely.Geometry, shapely.Geometry]] = []
+    real = importing.same_place
+
+    def counted(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+        compared.append((a, b))
+        return real(a, b)
+
+    monkeypatch.setattr(importing, "same_place", counted)
+    # Coordinates that differ by rounding: the points do not meet.
+    moved = [
+        replace(o, geometry=shapely.transform(o.geometry, lambda xy: xy + 0.01))
+        for o in (*tiles, *points)
+    ]
+    again = imported(project, tmp_path, *moved)
+    assert (again.annotations, again.already_there) == (0, 156)
+    assert len(compared) == 156
