@@ -134,7 +134,7 @@ def import_geojson(
     """Add the annotations and detections of GeoJSON files to the images of a project.
 
     Objects that an image already has (same UUID and place) are not added again; a cell is the same
-    as its nucleus.
+    as its nucleus. From a file of export --by nucleus, only the nuclei of the image are imported.
 
     For example: qpnuclei geojson import project.qpproj slide-1.svs.geojson
     """
@@ -190,8 +190,11 @@ def _print_import(entry: ImageEntry, path: Path, done: Imported, quiet: bool) ->
         parts.append(f"{done.already_there} already existed")
     if done.new_ids:
         parts.append(f"{done.new_ids} got a new UUID, because theirs is in use")
+    if done.other_images:
+        parts.append(f"{sum(o.objects for o in done.other_images)} belong to other images")
     if done.left_out:
         parts.append(f"{len(done.left_out)} could not be imported")
+    print_some("not imported", [other.label for other in done.other_images])
     print_some("not imported", done.left_out)
     print_some("imported in part", done.losses)
     if not quiet:

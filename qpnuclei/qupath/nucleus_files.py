@@ -39,8 +39,8 @@ _SUFFIXES: dict[str, NucleusFormat] = {
     ".geojson": "geojson",
     ".geojson.gz": "geojson",
 }
-#: Columns that QuPath's own GeoJSON properties already contain.
-_QUPATH_HAS = frozenset({"uuid", "type", "class", "z", "t"})
+#: Columns that a `GeoJsonObject` has anyway.
+_OF_OBJECT = frozenset({"uuid", "type", "class", "z", "t", "image", "image_id"})
 
 
 @dataclass
@@ -241,7 +241,7 @@ def _write_geojson(
 
 def _features(rows: NucleusRows, colors: Mapping[str, int | None]) -> Iterator[GeoJsonObject]:
     """Yield features in QuPath's form, with the other columns as further properties."""
-    more = [name for name in FIELDS.names if name not in _QUPATH_HAS]
+    more = [name for name in FIELDS.names if name not in _OF_OBJECT]
     measured = rows.measurements
     for batch in rows.batches(outlines=True):
         nuclei, cells = (
@@ -263,6 +263,7 @@ def _features(rows: NucleusRows, colors: Mapping[str, int | None]) -> Iterator[G
                 t=row["t"],
                 more={name: _finite(row[name]) for name in more},
                 nucleus=nucleus if has_nucleus else None,
+                image=(row["image"], row["image_id"]),
             )
 
 

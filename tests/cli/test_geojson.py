@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,23 @@ def test_a_class_that_is_not_there(sample: Sample, qpnuclei: Call, tmp_path: Pat
     assert refused.error is not None
     assert "Tumor" in refused.error.hint
     assert not (tmp_path / "g").exists()
+
+
+def test_a_file_of_the_nuclei_of_several_images(
+    sample: Sample, qpnuclei: Call, tmp_path: Path
+) -> None:
+    project, path = sample("0.5.1"), tmp_path / "all.geojson"
+    assert qpnuclei("export", project, "--by", "nucleus", "-o", path, *NATIVE).exit_code == 0
+    (project / "data" / "2" / "data.qpdata").unlink()
+    command = ("geojson", "import", project, path, *NATIVE, "--image")
+    outcome = qpnuclei(*command, "renamed pyramid")
+    assert outcome.exit_code == 0
+    assert "50 detections imported; 6 belong to other images" in outcome.stdout
+    assert "not imported: 6 objects of image 'he small.png' (ID 1)" in outcome.stderr
+    (result,) = json.loads(qpnuclei(*command, "renamed pyramid", "--json").stdout)
+    assert result["other_images"] == [{"image": "he small.png", "image_id": "1", "objects": 6}]
+    before = tree(project)
+    refused = qpnuclei(*command, "plain.tif")
+    assert refused.exit_code == 1
+    assert "nothing in it belongs to plain.tif" in " ".join(refused.stderr.split())
+    assert tree(project) == before

@@ -82,6 +82,7 @@ def _object(feature: Any, reporter: Reporter) -> GeoJsonObject | None:
         t=t,
         color=_color(properties, "it", reporter),
         metadata=_metadata(properties.get("metadata"), reporter),
+        image=_image(properties),
     )
 
 
@@ -101,6 +102,12 @@ def _uuid(value: Any) -> UUID | None:
         return UUID(value)
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+def _image(properties: dict[str, Any]) -> tuple[str, str] | None:
+    """Read which image an object belongs to, if qpnuclei wrote it; others may use only `image`."""
+    name, own_id = properties.get("image"), properties.get("image_id")
+    return (name, own_id) if isinstance(name, str) and isinstance(own_id, str) else None
 
 
 def _geometry(value: Any) -> tuple[shapely.Geometry, int, int]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import number_of, quoted
+from qpnuclei.errors import UsageError, number_of, quoted
 from qpnuclei.nuclei.ids import is_ours, made_id
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import ROUNDING_PX
@@ -47,10 +47,33 @@ from qpnuclei.qupath.model import (
 from qpnuclei.qupath.names import checked_class_name, class_of, stored_class_name
 from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.system.locks import locked
+from qpnuclei.system.unicode_forms import nfc
 
 #: Key of detections that can be written together: class, z, t, names of the measurements, and
 #: whether they are cells with a nucleus.
 _Key = tuple[str | None, int, int, tuple[str, ...], bool]
+
+
+@dataclass(frozen=True)
+class OtherImage:
+    """Objects of a file that belong to another image than the one it is imported into.
+
+    Parameters
+    ----------
+    image, image_id : str
+        Name and entry ID of the other image, as in the file.
+    objects : int
+        Number of its objects.
+    """
+
+    image: str
+    image_id: str
+    objects: int
+
+    @property
+    def label(self) -> str:
+        """Number and image, for messages."""
+        return f"{number_of(self.objects, 'object')} of image {self.image!r} (ID {self.image_id})"
 
 
 @dataclass
@@ -72,6 +95,8 @@ class Imported:
         Messages on objects that could not be imported, with the reason.
     losses : list of str
         Messages on properties of imported objects that could not be imported.
+    other_images : list of OtherImage
+        The other images that the file has objects of, which were not imported.
     """
 
     annotations: int = 0
@@ -81,6 +106,7 @@ class Imported:
     new_ids: int = 0
     left_out: list[str] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
+    other_images: list[OtherImage] = field(default_factory=list)
 
 
 def import_file(
@@ -96,6 +122,9 @@ def import_file(
     of another object, the same outline (and for annotations, name and class). For cells, the same
     outline of the nucleus is enough. An object that the file has twice is added once.
 
+    In a file of the nuclei of several images, each object names its image. Those of other images
+    are left out. The name decides; if several images of the project have it, the entry ID does.
+
     Parameters
     ----------
     class_name : str, optional
@@ -106,17 +135,25 @@ def import_file(
     NotFoundError, FormatError
         If the file is missing, or not GeoJSON.
     UsageError
-        If `class_name` is empty, or not UTF-8.
+        If `class_name` is empty, or not UTF-8, or if all objects belong to other images.
     ConflictError, SaveError
         If the image cannot be saved; the project is unchanged.
     """
     with locked(project.path.parent):
         objects = entry.read()
         chosen = None if class_name is None else checked_class_name(class_name)
-        incoming = _Incoming(project, objects, chosen)
+        incoming = _Incoming(project, entry, objects, chosen)
         problems = Problems()
+        number = 0
         for number, found in enumerate(read_objects(path, problems), 1):
             incoming.add(number, found)
+        others = incoming.result.other_images = incoming.other_images()
+        if number and sum(other.objects for other in others) == number:
+            raise UsageError(
+                f"{path}: nothing in it belongs to {entry.name}, but "
+                + ", ".join(other.label for other in others),
+                "name one of these images with --image; files of geojson export go into any image",
+            )
         edit = incoming.edit(path)
         incoming.result.left_out += problems.features
         incoming.result.losses += problems.values
@@ -128,8 +165,13 @@ def import_file(
 class _Incoming:
     """Collects the objects to import into an image."""
 
-    def __init__(self, project: Project, objects: ImageObjects, class_name: str | None) -> None:
+    def __init__(
+        self, project: Project, entry: ImageEntry, objects: ImageObjects, class_name: str | None
+    ) -> None:
         self._project = project
+        self._image = (nfc(entry.name), entry.id)
+        self._images = {(nfc(other.name), other.id) for other in project.images}
+        self._of_others: Counter[tuple[str, str]] = Counter()
         self._objects = objects
         self._class_name = class_name
         self._classes: dict[str, PathClass] = {}
@@ -147,6 +189,9 @@ class _Incoming:
 
     def add(self, number: int, found: GeoJsonObject) -> None:
         """Add an object, or record why it is left out."""
+        if found.image is not None and self._is_other(*found.image):
+            self._of_others[found.image] += 1
+            return
         geometry = only_part(found.geometry)
         label = f"object {number}, {found.kind} {found.label}"
         reason = obstacle(found, geometry)
@@ -189,6 +234,10 @@ class _Incoming:
                 group.cells.append(polygon)
             group.values.extend(found.measurements.values())
             group.kinds.append(found.kind)
+
+    def other_images(self) -> list[OtherImage]:
+        """Return the other images that the file has objects of."""
+        return [OtherImage(name, own_id, n) for (name, own_id), n in self._of_others.items()]
 
     def edit(self, path: Path) -> Edit:
         """Return the edit that adds all collected objects."""
@@ -269,6 +318,14 @@ class _Incoming:
             own_id = made_id(secrets.token_bytes(10)) if is_ours(own_id) else uuid4()
         self._existing[own_id] = None
         return own_id
+
+    def _is_other(self, name: str, own_id: str) -> bool:
+        """Tell whether a name and entry ID in the file mean another image.
+
+        Entry IDs of another project mean nothing, so they only decide between images of one name.
+        """
+        named = (nfc(name), own_id)
+        return named[0] != self._image[0] or (named != self._image and named in self._images)
 
     def _is_known(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
         if found.id is not None and found.id not in self._existing:

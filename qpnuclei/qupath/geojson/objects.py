@@ -39,6 +39,8 @@ class GeoJsonObject:
         Further properties to write, which QuPath does not read.
     nucleus : shapely geometry or None
         Outline of the nucleus of a cell.
+    image : (str, str) or None
+        Name and entry ID of its image, in a file of the nuclei of several images.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class GeoJsonObject:
     metadata: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     nucleus: shapely.Geometry | None = None
+    image: tuple[str, str] | None = None
 
     @property
     def label(self) -> str:

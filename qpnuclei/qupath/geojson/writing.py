@@ -202,6 +202,8 @@ def _properties(written: GeoJsonObject) -> dict[str, Any]:
     ]
     if measurements:
         properties["measurements"] = measurements
+    if written.image is not None:
+        properties["image"], properties["image_id"] = written.image
     return {**written.more, **properties}
 
 

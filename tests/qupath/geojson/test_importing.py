@@ -22,13 +22,14 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.geojson import importing
 from qpnuclei.qupath.geojson.exporting import export_image
 from qpnuclei.qupath.geojson.file_names import image_of_file
-from qpnuclei.qupath.geojson.importing import import_file
+from qpnuclei.qupath.geojson.importing import OtherImage, import_file
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
 from qpnuclei.qupath.geojson.problems import Problems
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.geojson.writing import write_objects
 from qpnuclei.qupath.model import DetectionGroup, Edit, ImageEntry, ImageObjects, PathClass, Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.nucleus_files import write_nuclei_of
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
 from qpnuclei.qupath.qpdata.java_nodes import JavaString
@@ -602,3 +603,82 @@ def test_an_annotation_is_compared_only_with_those_at_its_place(
     again = imported(project, tmp_path, *moved)
     assert (again.annotations, again.already_there) == (0, 156)
     assert len(compared) == 156
+
+
+def nuclei_of_two_images(project: Project, path: Path) -> list[int]:
+    """Write the nuclei of the first two images into one file; return how many each has."""
+    done = write_nuclei_of(project, project.images[:2], path)
+    return [done.nuclei[entry.id] for entry in project.images[:2]]
+
+
+def test_nuclei_of_other_images_are_left_out(project: Project, tmp_path: Path) -> None:
+    path = tmp_path / "all.geojson"
+    numbers = nuclei_of_two_images(project, path)
+    names = [entry.name for entry in project.images]
+    other = copy("0.5.1", tmp_path / "other")
+    for entry in other.images:
+        (other.path.parent / "data" / entry.id / "data.qpdata").unlink()
+    for here in (0, 1):
+        there = 1 - here
+        done = import_file(other, other.images[here], path)
+        assert done.detections == numbers[here]
+        assert done.other_images == [OtherImage(names[there], str(there + 1), numbers[there])]
+        assert done.left_out == []
+        assert len(other.images[here].read().detections) == numbers[here]
+    own_ids = set(other.images[0].read().detections.ids)
+    assert own_ids == {o.id for o in read_objects(path) if o.image == (names[0], "1")}
+
+
+def test_a_file_of_other_images_alone_is_refused(project: Project, tmp_path: Path) -> None:
+    path = tmp_path / "all.geojson"
+    one, two = nuclei_of_two_images(project, path)
+    entry = project.images[2]
+    before = entry.read()
+    reason = (
+        f"all.geojson: nothing in it belongs to {entry.name}, but {one} objects of image "
+        f"'he small.png' (ID 1), {two} objects of image 'renamed pyramid' (ID 2)"
+    )
+    with pytest.raises(UsageError, match=re.escape(reason)) as refused:
+        import_file(project, entry, path)
+    assert "--image" in refused.value.hint
+    assert entry.read().fingerprint == before.fingerprint
+
+
+def test_the_image_of_an_object_is_known_by_its_name_and_among_equal_names_by_its_id(
+    project: Project, tmp_path: Path
+) -> None:
+    name = project.images[0].name
+    marks = [(name, "1"), (name, "77"), (name, "2"), ("elsewhere.svs", "1"), None]
+    objects = [
+        GeoJsonObject("annotation", square(10 * i, 1), name=f"{i}", image=mark)
+        for i, mark in enumerate(marks)
+    ]
+    write_objects(tmp_path / "a.geojson", objects)
+    assert [o.image for o in read_objects(tmp_path / "a.geojson")] == marks
+
+    def named(entry: ImageEntry) -> set[str | None]:
+        return {a.name for a in entry.read().annotations} & set("01234")
+
+    # In a copy of the project, the same image may have another ID.
+    done = import_file(project, project.images[0], tmp_path / "a.geojson")
+    assert done.other_images == [OtherImage("elsewhere.svs", "1", 1)]
+    assert named(project.images[0]) == {"0", "1", "2", "4"}
+    # Another image is called the same.
+    text = project.path.read_text("utf-8")
+    text = text.replace(json.dumps(project.images[1].name), json.dumps(name))
+    project.path.write_text(text, "utf-8")
+    project = open_project(project.path)
+    assert [entry.name for entry in project.images[:2]] == [name, name]
+    done = import_file(project, project.images[1], tmp_path / "a.geojson")
+    assert named(project.images[1]) == {"1", "2", "4"}
+    assert done.other_images == [OtherImage(name, "1", 1), OtherImage("elsewhere.svs", "1", 1)]
+
+
+def test_properties_of_other_programs_name_no_image(tmp_path: Path) -> None:
+    odd = [{"image": "a.svs"}, {"image_id": "1"}, {"image": 5, "image_id": "1"}, {"image": {}}]
+    features = [
+        {"type": "Feature", "geometry": shapely.geometry.mapping(square(1, 1)), "properties": more}
+        for more in odd
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    assert [o.image for o in read_objects(tmp_path / "a.geojson")] == [None] * len(odd)
