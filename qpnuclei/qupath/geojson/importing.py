@@ -52,6 +52,8 @@ from qpnuclei.system.unicode_forms import nfc
 #: Key of detections that can be written together: class, z, t, names of the measurements, and
 #: whether they are cells with a nucleus.
 _Key = tuple[str | None, int, int, tuple[str, ...], bool]
+#: Most other images that an error names.
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,11 @@ def import_file(
             incoming.add(number, found)
         others = incoming.result.other_images = incoming.other_images()
         if number and sum(other.objects for other in others) == number:
+            listed = [other.label for other in others[:_MOST_NAMED]]
+            if len(others) > _MOST_NAMED:
+                listed.append(f"others of {number_of(len(others) - _MOST_NAMED, 'more image')}")
             raise UsageError(
-                f"{path}: nothing in it belongs to {entry.name}, but "
-                + ", ".join(other.label for other in others),
+                f"{path}: nothing in it belongs to {entry.name}, but {', '.join(listed)}",
                 "name one of these images with --image; files of geojson export go into any image",
             )
         edit = incoming.edit(path)
