@@ -32,6 +32,7 @@ from qpnuclei.system.files import write_atomically
 from qpnuclei.training.config import AttentionRecipe, attention_recipe, read_recipe
 from qpnuclei.training.run_folder import METRICS_FILE, MODEL_FILE, STATE_FILE
 from qpnuclei.training.sources import find_sources
+from qpnuclei.training.tile_index import cached_tile_index
 
 _log = logging.getLogger("reproduce")
 
@@ -275,7 +276,10 @@ def _run(
                 f"{folder} was made with {key} = {made_by[key]!r}, not {value!r}",
                 "name another folder with --runs",
             )
-    if metadata.data.get("images") != [s.name for s in find_sources(sources, mpp=resolutions)]:
+    found = find_sources(sources, mpp=resolutions)
+    # Images without tissue are given, but not learned from.
+    tiles = cached_tile_index(folder, found, wanted.scales, wanted.tile_px, wanted.min_tissue)
+    if metadata.data.get("images") != tiles.images(found):
         raise UsageError(f"{folder} learned from other images", "name another folder with --runs")
 
 

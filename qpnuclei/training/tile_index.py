@@ -74,6 +74,10 @@ class TileIndex:
         """Return the indices of the tiles of each scale."""
         return [np.flatnonzero(self.scale == i) for i in range(n_scales)]
 
+    def images(self, sources: Sequence[Source]) -> list[str]:
+        """Return the names of the sources that have tiles."""
+        return [sources[i].name for i in sorted(set(self.source.tolist()))]
+
     def to_parquet(self, path: Path, sources: Sequence[Source], scales: Sequence[float]) -> None:
         """Write the index, readable on its own: each tile with its slide's name and µm/px."""
         names = pa.array([source.name for source in sources])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from PIL import Image
 from typer.testing import CliRunner
 
 from qpnuclei.cli.app import app
@@ -155,6 +156,7 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
     arguments = [str(dataset), "--width", "4", "--seeds", "1", "--device", "cpu"]
     arguments += ["--recipes", "anchored", "no-smooth"]
     tissue = shutil.copytree(dataset / "images", tmp_path / "tissue")
+    Image.new("RGB", (300, 300), "white").save(tissue / "glass.png")
     arguments += ["--tissue", f"{tissue}=0.3"]
     arguments += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     settings = [part for setting in TINY for part in ("--set", setting)]
@@ -169,6 +171,9 @@ def test_the_recipes_named_are_trained_measured_and_not_trained_again(
         assert made["mean"]["AJI"] == report["mean"]["AJI"]
         assert "F of 4 channels at half resolution (of images enlarged 1.5 times" in written
         assert "G a resnet10 (scratch); 2 epochs" in written
+        learned_from = load_model(folder / "model.safetensors")[1].data["images"]
+        assert learned_from
+        assert "glass.png" not in learned_from
     assert "Patches of further tissue were learned from, too: tissue." in written
     commands = caplog.text.count("$ qpnuclei")
     assert reproduce.main([*arguments, *settings]) == 0

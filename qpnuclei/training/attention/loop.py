@@ -451,6 +451,6 @@ def _data_metadata(
     """Return the metadata on the training data: names, as folders differ between machines."""
     counts = [len(tiles) for tiles in index.per_scale(len(recipe.scales))]
     return {
-        "images": [sources[i].name for i in sorted(set(index.source.tolist()))],
+        "images": index.images(sources),
         "tiles": {f"{mpp:g} µm/px": n for mpp, n in zip(recipe.scales, counts, strict=True)},
     }
