@@ -65,10 +65,12 @@ def images = []
 for (entry in project.getImageList()) {
     def isCurrent = entry.getID() == getProjectEntry()?.getID()
     def imageData
-    def pixels
+    def own
+    def ofSlide
     try {
         imageData = isCurrent ? getCurrentImageData() : entry.readImageData()
-        pixels = imageData.getServer().getPixelCalibration()
+        own = micronsOf(imageData.getServer().getPixelCalibration())
+        ofSlide = micronsOf(imageData.getServer().getOriginalMetadata().getPixelCalibration())
     } catch (Exception e) {
         throw new IOException("cannot open the image '${entry.getImageName()}': relink it in QuPath, " +
                 "or use \"qpnuclei export\", which needs no images", e)
@@ -77,8 +79,10 @@ for (entry in project.getImageList()) {
         def image = [image: entry.getImageName()]
         def origin = [image_id: entry.getID(), project: projectName]
         def record = readRecord(imageData.getProperty("qpnuclei analysed"))
+        def stored = GsonTools.getInstance().fromJson(GsonTools.getInstance().toJson(entry.getServerBuilder()), Map)
+        def size = pixelSizeMm(record, own, isOfProject(stored, own, ofSlide))
         def stains = stainRows(imageData.getColorDeconvolutionStains())
-        def counted = count(imageData.getHierarchy(), pixels, stains, record, annotationClasses, nucleusClasses)
+        def counted = count(imageData.getHierarchy(), size, stains, record, annotationClasses, nucleusClasses)
         images << [classes: counted.classes, rows: counted.rows.collect { image + it + origin }]
     } finally {
         // Until 0.5 it is the image's server that is closed, not the image.
@@ -105,7 +109,7 @@ println "${path.toAbsolutePath()}: ${rows.size()} rows"
 
 
 /** The classes of detections in one image, and its rows: maps of column to value, one for each annotation. */
-Map count(hierarchy, pixels, stains, record, annotationClasses, nucleusClasses) {
+Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
     def objects = hierarchy.getFlattenedObjectList(null)
     def detections = objects.findAll { it.isDetection() }
     def classes = detections.collect { className(it) ?: "" }.toSet().sort()
@@ -120,7 +124,6 @@ Map count(hierarchy, pixels, stains, record, annotationClasses, nucleusClasses) 
                 bounds: new Envelope(roi.getBoundsX(), roi.getBoundsX() + roi.getBoundsWidth(), roi.getBoundsY(), roi.getBoundsY() + roi.getBoundsHeight()),
                 centre: new Coordinate(detection.getROI().getCentroidX(), detection.getROI().getCentroidY())]
     })
-    def size = pixelSizeMm(record, pixels)
     def rows = annotations.collect { annotation ->
         def roi = annotation.getROI()
         def id = annotation.getID().toString()
@@ -462,13 +465,32 @@ String lastPart(String name) {
     return name.substring(name.contains(": ") ? name.lastIndexOf(": ") + 2 : 0)
 }
 
-/** Width and height of a pixel in mm: what the last run used, unless QuPath's has changed since. */
-List pixelSizeMm(record, pixels) {
-    def own = pixels.hasPixelSizeMicrons() ? [pixels.getPixelWidthMicrons(), pixels.getPixelHeightMicrons()] : null
+/** Width and height of a pixel in µm; nothing if they are not known. */
+List micronsOf(pixels) {
+    return pixels.hasPixelSizeMicrons() ? [pixels.getPixelWidthMicrons(), pixels.getPixelHeightMicrons()] : null
+}
+
+/** Whether an image has its pixel size from the project: from its `stored` entry or, not saved yet, from the user. */
+boolean isOfProject(stored, own, ofSlide) {
+    // As in qpnuclei, of builders within each other the outermost with metadata counts.
+    while (stored != null && stored.metadata == null)
+        stored = stored.builder
+    def calibration = stored?.metadata?.pixelCalibration
+    return calibration?.pixelWidth?.unit == "µm" && calibration.pixelHeight?.unit == "µm" || !isSameSize(own, ofSlide)
+}
+
+/** Width and height of a pixel in mm: what the last run used, unless the project's has changed since; nothing if they cannot be right. */
+List pixelSizeMm(record, own, isOfProject) {
     def used = record.used
-    def isSame = used != null && (used.project == null || own != null && (0..1).every { Math.abs(used.project[it] - own[it]) < 1e-9 })
-    def microns = isSame ? used.um : own
-    return microns?.collect { it / 1000 }
+    def microns = used != null && isSameSize(used.project, isOfProject ? own : null) ? used.um : own
+    return microns?.every { it >= 0.05 && it <= 2.5 } ? microns.collect { it / 1000 } : null
+}
+
+/** Whether two pixel sizes are the same, or both unknown: programs round differently when they store one. */
+boolean isSameSize(a, b) {
+    if (a == null || b == null)
+        return a == b
+    return (0..1).every { Math.abs(a[it] - b[it]) <= 1e-6 * Math.max(a[it], b[it]) }
 }
 
 String className(pathObject) {

@@ -633,6 +633,36 @@ def test_the_script_has_the_rules_for_nuclei_counted_twice(jts: Groovy, tmp_path
     assert found == [f"note: {case['check']}" for case in cases]
 
 
+def builder_of(size: list[float] | None) -> dict[str, object]:
+    """Return what a project stores of an image in a wrapper without metadata."""
+    unit = "px" if size is None else "µm"
+    width, height = ({"value": value, "unit": unit} for value in size or (1, 1))
+    metadata = {"pixelCalibration": {"pixelWidth": width, "pixelHeight": height}}
+    return {"builderType": "rotated", "builder": {"builderType": "uri", "metadata": metadata}}
+
+
+def test_the_script_has_the_rules_for_pixel_sizes(jts: Groovy, tmp_path: Path) -> None:
+    cases = CASES["pixel sizes"]
+    found = counted_by_script(
+        jts,
+        tmp_path,
+        "    def isOfProject = script.isOfProject(it.stored, it.own, it.slide)\n"
+        "    println script.pixelSizeMm([used: it.used], it.own, isOfProject)\n",
+        [
+            {
+                "used": case["used"],
+                "own": case["project"] or case["slide"],
+                "slide": case["slide"],
+                "stored": builder_of(case["project"] if case.get("saved", True) else None),
+            }
+            for case in cases
+        ],
+    )
+    for case, line in zip(cases, found, strict=True):
+        expected = case["size"] and [value / 1000 for value in case["size"]]
+        assert json.loads(line) == (expected and pytest.approx(expected, rel=1e-6)), case["case"]
+
+
 # --- with QuPath's classes -----------------------------------------------------------------------
 
 ANALYSE = ("--roi-all", "--mpp", "0.5", "--device", "cpu")

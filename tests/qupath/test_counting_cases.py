@@ -13,12 +13,14 @@ import pytest
 import shapely
 
 from qpnuclei.choices import Grouping
-from qpnuclei.qupath.analysed import PROPERTY, Record, Status
+from qpnuclei.errors import MppError
+from qpnuclei.qupath.analysed import PROPERTY, Record, Status, UsedMpp
 from qpnuclei.qupath.analysed_area import rows_of_json
 from qpnuclei.qupath.class_counts import ALL_DETECTIONS, Classes
 from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.counts import count_objects
 from qpnuclei.qupath.model import Annotation, ImageObjects
+from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
 from qpnuclei.slides.calibration import PixelCalibration
@@ -139,3 +141,18 @@ def test_nuclei_that_are_counted_twice(case: dict[str, Any]) -> None:
     vars(found)["geometries"] = np.array(outlines, dtype=object)
     repeated = RepeatedNuclei.among(found, Classes.of(found, None))
     assert repeated.note(np.arange(len(outlines))) == case["check"]
+
+
+@names("pixel sizes")
+def test_pixel_sizes(case: dict[str, Any]) -> None:
+    record = Record()
+    if case["used"]:
+        record = Record(used=UsedMpp.of_json({"source": "--mpp", **case["used"]}))
+    calibration = PixelCalibration(*(case["project"] or ()))
+    entry: Any = SimpleNamespace(id="1", name="a", unique_name="a", calibration=calibration)
+    if case["size"] is None:
+        with pytest.raises(MppError):
+            pixel_size(entry, record, slide_mpp=lambda: case["slide"])
+    else:
+        size, _ = pixel_size(entry, record, slide_mpp=lambda: case["slide"])
+        assert size == pytest.approx(case["size"], rel=1e-6)
