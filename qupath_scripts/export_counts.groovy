@@ -121,8 +121,7 @@ Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
         def roi = detection.isCell() && detection.getNucleusROI() != null ? detection.getNucleusROI() : detection.getROI()
         return [id: detection, isOurs: isOurs(detection), plane: [roi.getZ(), roi.getT()],
                 outline: { valid(roi.getGeometry()) }.memoize(),
-                bounds: new Envelope(roi.getBoundsX(), roi.getBoundsX() + roi.getBoundsWidth(), roi.getBoundsY(), roi.getBoundsY() + roi.getBoundsHeight()),
-                centre: new Coordinate(detection.getROI().getCentroidX(), detection.getROI().getCentroidY())]
+                bounds: new Envelope(roi.getBoundsX(), roi.getBoundsX() + roi.getBoundsWidth(), roi.getBoundsY(), roi.getBoundsY() + roi.getBoundsHeight())]
     })
     def rows = annotations.collect { annotation ->
         def roi = annotation.getROI()
@@ -347,18 +346,10 @@ Map repeatedNuclei(List nuclei) {
             if (outlines.query(nucleus.bounds).any { isSameNucleus(ours[it], nucleus) })
                 repeated.others << nucleus.id
         }
-        // Nuclei of one run have centres further apart than 3 px. Outlines are compared only if some are nearer.
-        def centres = treeOf(ours.collect { new Envelope(it.centre) })
-        def isTwice = ours.indices.any { i ->
-            def around = new Envelope(ours[i].centre)
-            around.expandBy(3)
-            return centres.query(around).any { it != i && ours[it].centre.distance(ours[i].centre) <= 3 }
+        ours.eachWithIndex { nucleus, i ->
+            if (outlines.query(nucleus.bounds).any { it < i && isSameNucleus(ours[it], nucleus) })
+                repeated.runs << nucleus.id
         }
-        if (isTwice)
-            ours.eachWithIndex { nucleus, i ->
-                if (outlines.query(nucleus.bounds).any { it < i && isSameNucleus(ours[it], nucleus) })
-                    repeated.runs << nucleus.id
-            }
     }
     return repeated
 }
@@ -371,7 +362,9 @@ STRtree treeOf(List bounds) {
 
 boolean isSameNucleus(a, b) {
     def (one, other) = [a.outline.call(), b.outline.call()]
-    return both(one, other).getArea() > Math.min(one.getArea(), other.getArea()) / 2
+    def least = Math.min(one.getArea(), other.getArea()) / 2
+    // Nuclei of one run touch, but their boxes rarely share so much: few outlines are intersected.
+    return a.bounds.intersection(b.bounds).getArea() > least && both(one, other).getArea() > least
 }
 
 /** What the column "check" says of nuclei that are counted twice. */

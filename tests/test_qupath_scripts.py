@@ -623,8 +623,7 @@ def test_the_script_has_the_rules_for_nuclei_counted_twice(jts: Groovy, tmp_path
         "        def (x0, y0, x1, y1) = nucleus.box\n"
         "        def outline = new GeometryFactory().toGeometry(new Envelope(x0, x1, y0, y1))\n"
         "        return [id: i, isOurs: nucleus.ours, plane: [nucleus.z ?: 0, 0],\n"
-        "                outline: { outline }, bounds: outline.getEnvelopeInternal(),\n"
-        "                centre: outline.getCentroid().getCoordinate()]\n"
+        "                outline: { outline }, bounds: outline.getEnvelopeInternal()]\n"
         "    }\n"
         "    def repeated = script.repeatedNuclei(nuclei)\n"
         '    println "note: " + script.noteOf(nuclei.collect { it.id }, repeated)\n',
