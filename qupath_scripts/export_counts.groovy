@@ -223,7 +223,13 @@ Geometry analysedPart(Geometry geometry, String status, record) {
 /** Whether the runs after a turn have analysed a geometry. */
 boolean covers(record, Geometry geometry, int turn) {
     def later = record.areas.findAll { it.turn > turn && it.geometry.intersects(geometry) }
-    return without(geometry, unionOf(later.collect { it.geometry })).getArea() <= 0.02 * geometry.getLength()
+    // Each part is judged by itself: slivers along an outline of 20 mm have the area of a nucleus together.
+    return PolygonExtracter.getPolygons(without(geometry, unionOf(later.collect { it.geometry }))).every { isSliver(it) }
+}
+
+/** Whether a polygon is so narrow that rounding may explain it. */
+boolean isSliver(Geometry polygon) {
+    return polygon.getArea() <= 0.02 * polygon.getLength() && polygon.buffer(-0.02).isEmpty()
 }
 
 /** What runs found doubtful about the nuclei that are now in an annotation. */

@@ -35,9 +35,9 @@ def record_of(case: dict[str, Any]) -> dict[str, Any]:
     """Return the content of the record of an image in a case."""
     areas = [
         {
-            **{key: value for key, value in area.items() if key != "box"},
+            **{key: value for key, value in area.items() if key not in ("box", "ring")},
             "id": id_of(area["id"]),
-            "coordinates": box(area["box"]),
+            "coordinates": rings(area),
             **({"excluded": box(area["excluded"])} if "excluded" in area else {}),
         }
         for area in case["areas"]
