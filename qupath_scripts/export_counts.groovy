@@ -25,7 +25,6 @@ import java.nio.file.Files
 import java.nio.file.Path
 import java.math.MathContext
 import java.math.RoundingMode
-import org.apache.commons.math3.stat.StatUtils
 import org.locationtech.jts.algorithm.distance.DiscreteHausdorffDistance
 import org.locationtech.jts.geom.Coordinate
 import org.locationtech.jts.geom.Envelope
@@ -159,10 +158,12 @@ Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
         def numbers = numbersOf(classes, counts) + sharesOf(classes, counts)
         row += isKnown ? numbers : numbers.collectEntries { [it.key, null] }
         for (name in measurements) {
-            def values = nuclei.collect { it.getMeasurementList().get(name) }.findAll { !Double.isNaN(it) } as double[]
-            row[name + " (mean)"] = StatUtils.mean(values)
-            row[name + " (median)"] = StatUtils.percentile(values, 50)
-            row[name + " (SD)"] = values.length > 1 ? Math.sqrt(StatUtils.variance(values)) : Double.NaN
+            def values = nuclei.collect { it.getMeasurementList().get(name) }.findAll { Double.isFinite(it) }.sort()
+            def number = values.size()
+            def mean = number ? values.sum() / number : Double.NaN
+            row[name + " (mean)"] = mean
+            row[name + " (median)"] = number ? (values[number.intdiv(2)] + values[(number - 1).intdiv(2)]) / 2 : Double.NaN
+            row[name + " (SD)"] = number > 1 ? Math.sqrt(values.sum { (it - mean) * (it - mean) } / (number - 1)) : Double.NaN
         }
         row.uuid = annotation.getID()
         return row

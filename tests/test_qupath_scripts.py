@@ -43,6 +43,7 @@ from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.scripts import first_settings
 from qpnuclei.slides.stains import Stains, stain_rows
 from tests.cli.conftest import SAMPLES
+from tests.ids import nucleus_id
 from tests.paths import ROOT
 from tests.qupath.counting_cases import CASES, id_of, record_of, rings
 
@@ -630,6 +631,67 @@ def test_the_script_has_the_rules_for_nuclei_counted_twice(jts: Groovy, tmp_path
         list(cases),
     )
     assert found == [f"note: {case['check']}" for case in cases]
+
+
+#: Prints columns of the row of an annotation, from what stands in for QuPath's objects.
+ROW_OF_A_CASE = """
+    def roiOf = { x0, y0, x1, y1 ->
+        def outline = new GeometryFactory().toGeometry(new Envelope(x0, x1, y0, y1))
+        return new Expando(
+            getZ: { 0 }, getT: { 0 }, isArea: { true }, getGeometry: { outline },
+            getBoundsX: { x0 }, getBoundsWidth: { x1 - x0 },
+            getBoundsY: { y0 }, getBoundsHeight: { y1 - y0 },
+            getCentroidX: { (x0 + x1) / 2 as double }, getCentroidY: { (y0 + y1) / 2 as double },
+            getScaledArea: { width, height -> outline.getArea() * width * height })
+    }
+    def objectOf = { kind, className, id, roi, more ->
+        new Expando([
+            isDetection: { kind == "detection" }, isAnnotation: { kind == "annotation" },
+            isTMACore: { false }, getPathClass: { className }, getROI: { roi },
+            getID: { UUID.fromString(id) }] + more)
+    }
+    def detections = it.detections.collect { one ->
+        def nucleus = roiOf(*one.nucleus)
+        def list = new Expando(getMeasurementNames: { ["M"] }, get: { name -> one.M as double })
+        return objectOf("detection", "Nucleus", it.ours, one.cell ? roiOf(*one.cell) : nucleus, [
+            isCell: { one.cell != null }, getNucleusROI: { nucleus },
+            getMeasurementList: { list }])
+    }
+    def roi = roiOf(0, 0, 100, 100)
+    def annotation = objectOf("annotation", "Tumor", it.id, roi, [getName: { "a" }])
+    def hierarchy = new Expando(
+        getFlattenedObjectList: { [annotation, *detections] },
+        getObjectsForROI: { type, inside -> detections })
+    script.setBinding(new Binding([PathDetectionObject: Object]))
+    def record = script.recordOf(it.record)
+    def row = script.count(hierarchy, [0.0005d, 0.0005d], [], record, [], []).rows[0]
+    println it.columns.collect { column -> script.cell(row[column]) }.join(",")
+"""
+
+
+def test_the_script_has_the_rules_for_rows(jts: Groovy, tmp_path: Path) -> None:
+    cases = CASES["rows"]
+    found = counted_by_script(
+        jts,
+        tmp_path,
+        ROW_OF_A_CASE,
+        [
+            {
+                "record": record_of(case),
+                "id": id_of("A"),
+                "ours": str(nucleus_id(bytes(10))),
+                "detections": case["detections"],
+                "columns": list(case["row"]),
+            }
+            for case in cases
+        ],
+    )
+    for case, line in zip(cases, found, strict=True):
+        for (column, value), cell in zip(case["row"].items(), line.split(","), strict=True):
+            is_text = value is None or isinstance(value, str)
+            found_value = cell if is_text else float(cell)
+            expected = value or "" if is_text else pytest.approx(value)
+            assert found_value == expected, (case["case"], column)
 
 
 def builder_of(size: list[float] | None) -> dict[str, object]:

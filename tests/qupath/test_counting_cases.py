@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import uuid
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +16,21 @@ import shapely
 
 from qpnuclei.choices import Grouping
 from qpnuclei.errors import MppError
+from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.analysed import PROPERTY, Record, Status, UsedMpp
 from qpnuclei.qupath.analysed_area import rows_of_json
 from qpnuclei.qupath.class_counts import ALL_DETECTIONS, Classes
 from qpnuclei.qupath.counted_image import CountedImage
 from qpnuclei.qupath.counts import count_objects
-from qpnuclei.qupath.model import Annotation, ImageObjects
+from qpnuclei.qupath.model import (
+    Annotation,
+    DetectionGroup,
+    Edit,
+    ImageObjects,
+    NewAnnotation,
+    PathClass,
+)
+from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
@@ -27,6 +38,7 @@ from qpnuclei.slides.calibration import PixelCalibration
 from tests.ids import nucleus_id
 from tests.qupath.counted import OTHER, RECTANGLE, annotation, detections, image
 from tests.qupath.counting_cases import CASES, id_of, record_of, rings
+from tests.qupath.samples import copy_project
 
 
 def names(kind: str) -> pytest.MarkDecorator:
@@ -141,6 +153,36 @@ def test_nuclei_that_are_counted_twice(case: dict[str, Any]) -> None:
     vars(found)["geometries"] = np.array(outlines, dtype=object)
     repeated = RepeatedNuclei.among(found, Classes.of(found, None))
     assert repeated.note(np.arange(len(outlines))) == case["check"]
+
+
+@names("rows")
+def test_rows_of_what_a_project_holds(case: dict[str, Any], tmp_path: Path) -> None:
+    entry = open_project(copy_project("0.5.1", tmp_path)).images[2]  # without detections
+    drawn, own_id = shapely.box(0, 0, 100, 100), uuid.UUID(id_of("A"))
+    groups = []
+    for number, detection in enumerate(case["detections"]):
+        nuclei = NucleiTable.from_polygons(
+            [shapely.box(*detection["nucleus"])], {"M": [float(detection["M"])]}
+        )
+        if "cell" in detection:
+            cells = NucleiTable.from_polygons([shapely.box(*detection["cell"])])
+            nuclei = replace(nuclei, cells=cells)
+        ids = [nucleus_id(bytes([number]) * 10)]
+        groups.append(DetectionGroup(None, nuclei, ids, PathClass("Nucleus")))
+    edit = Edit(
+        add=groups,
+        annotations=[NewAnnotation(drawn, own_id, "a", PathClass("Tumor"))],
+        properties={PROPERTY: json.dumps(record_of(case))},
+    )
+    entry.write(edit, entry.read().fingerprint)
+    objects = entry.read()
+    counted = CountedImage("p", "a.svs", objects, PixelCalibration(0.5, 0.5))
+    (row,) = (row for row in count_objects(counted) if row["uuid"] == own_id)
+    for column, value in case["row"].items():
+        expected = math.nan if value is None and column != "check" else value
+        if isinstance(expected, float):
+            expected = pytest.approx(expected, nan_ok=True)
+        assert row[column] == expected, column
 
 
 @names("pixel sizes")
