@@ -117,7 +117,7 @@ Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
         !annotationClasses || className(it) in annotationClasses
     }
     def repeated = repeatedNuclei(detections.findAll { isNucleus(it, nucleusClasses) }.collect { detection ->
-        def roi = detection.isCell() && detection.getNucleusROI() != null ? detection.getNucleusROI() : detection.getROI()
+        def roi = nucleusOf(detection)
         return [id: detection, isOurs: isOurs(detection), plane: [roi.getZ(), roi.getT()],
                 outline: { valid(roi.getGeometry()) }.memoize(),
                 bounds: new Envelope(roi.getBoundsX(), roi.getBoundsX() + roi.getBoundsWidth(), roi.getBoundsY(), roi.getBoundsY() + roi.getBoundsHeight())]
@@ -137,7 +137,7 @@ Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
         def densityOf = nucleusClasses ? area : analysed
         // As QuPath counts, for the numbers that it shows itself.
         def inside = isKnown ? hierarchy.getObjectsForROI(PathDetectionObject, roi) : []
-        def nuclei = inside.findAll { isNucleus(it, nucleusClasses) && (nucleusClasses || !isPart || part.covers(part.getFactory().createPoint(new Coordinate(it.getROI().getCentroidX(), it.getROI().getCentroidY())))) }
+        def nuclei = inside.findAll { isNucleus(it, nucleusClasses) && (nucleusClasses || !isPart || part.covers(centreOf(it))) }
         def doubts = status == "not analysed" ? "" : doubtsOf(id, geometry, record)
         def otherSizes = status == "not analysed" || size == null ? "" : noteOfSizes(id, geometry, record, size.collect { it * 1000 })
         def otherStains = status == "not analysed" ? "" : noteOfStains(id, geometry, record, stains)
@@ -495,6 +495,16 @@ boolean isSameSize(a, b) {
 
 String className(pathObject) {
     return pathObject.getPathClass()?.toString()
+}
+
+/** The outline of a nucleus: of a cell that has one, not of the whole cell. */
+def nucleusOf(detection) {
+    return detection.isCell() && detection.getNucleusROI() != null ? detection.getNucleusROI() : detection.getROI()
+}
+
+Geometry centreOf(detection) {
+    def roi = nucleusOf(detection)
+    return new GeometryFactory().createPoint(new Coordinate(roi.getCentroidX(), roi.getCentroidY()))
 }
 
 /** Whether a detection counts. */
