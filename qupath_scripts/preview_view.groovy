@@ -7,7 +7,9 @@
  *   "Preview". It works on a project of its own, which it deletes: nothing is saved, neither the
  *   image nor the project. Done again, it replaces the preview. Edit > Undo or qpnuclei > Remove the
  *   preview takes it away; saved with the image, it stays, and qpnuclei does not count it.
- *   Annotations that a run leaves out (Ignore*) are not left out here, and --exclude has no effect.
+ *   Annotations that a run leaves out (Ignore*) are not left out here. Options have no effect that choose images
+ *   and areas (--image, --roi ...), leave out some (--exclude, --qc), refer to earlier nuclei (--on-existing), or
+ *   name folders for results (--geojson ...).
  *
  * In QuPath (0.4 to 0.7)
  *   Choose qpnuclei > Preview in the view; or Automate > User scripts > qpnuclei, then Run > Run.
@@ -69,7 +71,7 @@ try {
     copy.getServer().close()
 
     def nuclei = new File(folder, "nuclei")
-    qpnuclei.execute([qpnuclei.programPath(), "run", project.getPath(), "--roi-all", "--no-report", "--geojson", nuclei, *withoutExclude(qpnuclei.words(options))])
+    qpnuclei.execute([qpnuclei.programPath(), "run", project.getPath(), "--roi-all", "--no-report", "--geojson", nuclei, *forPreview(qpnuclei.words(options))])
     nuclei.listFiles().each { found.addAll(PathIO.readObjects(it)) }
 } finally {
     folder.deleteDir()
@@ -86,12 +88,21 @@ hierarchy.addObjects(found)
 println "preview: ${found.size()} nuclei"
 
 
-/** Options without --exclude, which names classes that the project of the preview does not have. */
-List withoutExclude(List options) {
+/**
+ * Options without those that refer to the project that is open: to its images, classes and earlier nuclei, or to
+ * folders for the results of its runs. The preview would fail, find nothing, or write into these folders.
+ */
+List forPreview(List options) {
+    def withValue = ["--exclude", "--on-existing", "--image", "--roi", "--roi-name", "--roi-id",
+                     "--output", "-o", "--geojson", "--parquet", "--run-dir"]
+    def alone = ["--roi-all", "--roi-derived", "--tissue", "--no-annotation", "--qc", "--dry-run"]
+    if (options.any { it == "--mpp-table" || it.startsWith("--mpp-table=") })
+        throw new IllegalArgumentException("a preview knows no names of images: give --mpp instead of --mpp-table")
     def isValue = false
     return options.findAll { option ->
-        def isLeft = !isValue && option != "--exclude" && !option.startsWith("--exclude=")
-        isValue = !isValue && option == "--exclude"
+        def isJoined = withValue.any { option.startsWith(it + "=") } || option =~ /^-o./
+        def isLeft = !isValue && !isJoined && !(option in withValue + alone)
+        isValue = !isValue && option in withValue
         return isLeft
     }
 }

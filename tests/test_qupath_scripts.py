@@ -182,7 +182,7 @@ def test_what_is_loaded_after_a_run_has_its_record() -> None:
 def test_options_are_split_in_one_place() -> None:
     assert not [script.name for script in SCRIPTS if ".tokenize(" in text_of(script.name)]
     assert "words(settings().options)" in text_of("run_qpnuclei.groovy")
-    assert "withoutExclude(qpnuclei.words(options))" in text_of("preview_view.groovy")
+    assert "forPreview(qpnuclei.words(options))" in text_of("preview_view.groovy")
 
 
 def test_the_menu_has_the_scripts() -> None:
@@ -454,15 +454,58 @@ def listed(folder: Path, lines: Iterable[str]) -> Path:
     return path
 
 
-def test_a_preview_excludes_no_class(groovy: Groovy, tmp_path: Path) -> None:
-    found = groovy.lines(
-        tmp_path,
+#: Options of `run` that refer to the project that is open, or write into folders of the user.
+NOT_FOR_PREVIEW = {
+    *("--exclude", "--on-existing", "--image", "--roi", "--roi-name", "--roi-id", "--roi-all"),
+    *("--roi-derived", "--tissue", "--no-annotation", "--qc", "--dry-run"),
+    *("--output", "-o", "--geojson", "--parquet", "--run-dir"),
+}
+
+
+def preview_options(groovy: Groovy, folder: Path, *options: str) -> str:
+    (printed,) = groovy.lines(
+        folder,
         "preview_view.groovy",
         "def script = new GroovyShell().parse(new File(args[0]))\n"
-        "println script.withoutExclude(args[1..-1])\n",
-        *("--exclude", "--exclude", "--mpp", "0.25", "--exclude=Pen", "--exclude", "Fold", "--x"),
+        "try { println script.forPreview(args.drop(1) as List) }\n"
+        "catch (IllegalArgumentException e) { println e.message }\n",
+        *options,
     )
-    assert found == ["[--mpp, 0.25, --x]"]
+    return printed
+
+
+def test_a_preview_has_no_options_that_refer_to_the_open_project(
+    groovy: Groovy, tmp_path: Path
+) -> None:
+    command = cast(typer.main.TyperGroup, typer.main.get_command(app)).commands["run"]  # type: ignore[name-defined]
+    given, expected = [], []
+    for parameter in command.params:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            if not option.startswith("-") or option == "--mpp-table":
+                continue
+            is_flag = getattr(parameter, "is_flag", False)
+            written = [option] if is_flag else [option, "--value"]
+            joined = [] if is_flag else [f"{option}=value"]
+            given += [*written, *joined]
+            expected += [] if option in NOT_FOR_PREVIEW else [*written, *joined]
+    assert set(given) >= NOT_FOR_PREVIEW
+    assert {"--threshold", "--mpp", "--model"} <= set(expected)
+    assert preview_options(groovy, tmp_path, *given) == f"[{', '.join(expected)}]"
+
+
+def test_a_preview_keeps_what_stands_between_options_that_it_leaves_out(
+    groovy: Groovy, tmp_path: Path
+) -> None:
+    options = ("--exclude", "--exclude", "--mpp", "0.25", "--exclude=Pen", "-oout", "--on-existing")
+    found = preview_options(groovy, tmp_path, *options, "skip", "--threshold", "0.4")
+    assert found == "[--mpp, 0.25, --threshold, 0.4]"
+
+
+@pytest.mark.parametrize("given", [["--mpp-table", "sizes.csv"], ["--mpp-table=sizes.csv"]])
+def test_a_preview_refuses_a_table_of_pixel_sizes(
+    groovy: Groovy, tmp_path: Path, given: list[str]
+) -> None:
+    assert "give --mpp instead" in preview_options(groovy, tmp_path, "--tta", *given)
 
 
 def test_only_one_script_knows_what_is_in_view() -> None:
