@@ -46,8 +46,8 @@ def output = "{%PROJECT}/counts.csv"
 // Count only annotations of these classes, for example ["Tumor"]; all if empty.
 def annotationClasses = []
 
-// Count detections of these classes as nuclei, whoever made them and wherever they are; if empty,
-// see above.
+// Count detections of these classes as nuclei, whoever made them and wherever they are; "" is no
+// class. If empty, see above.
 def nucleusClasses = []
 
 
@@ -201,7 +201,7 @@ Map recordOf(Map content) {
 
 /** Whether an annotation was analysed, as it is now; it has no geometry if it is no area on the first plane. */
 String statusOf(String id, Geometry geometry, record) {
-    if (geometry == null || !record.areas)
+    if (geometry == null || geometry.getArea() == 0 || !record.areas)
         return "not analysed"
     def own = record.areas.findAll { it.id == id }
     def isCovered = (own ?: record.areas).any { isSame(it.geometry, geometry) } ||
@@ -510,7 +510,7 @@ Geometry centreOf(detection) {
 /** Whether a detection counts. */
 boolean isNucleus(detection, nucleusClasses) {
     if (nucleusClasses)
-        return className(detection) in nucleusClasses
+        return (className(detection) ?: "") in nucleusClasses
     return isOurs(detection) || className(detection) == "Nucleus"
 }
 

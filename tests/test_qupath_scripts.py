@@ -696,7 +696,7 @@ ROW_OF_A_CASE = """
     def detections = it.detections.collect { one ->
         def nucleus = roiOf(*one.nucleus)
         def list = new Expando(getMeasurementNames: { ["M"] }, get: { name -> one.M as double })
-        return objectOf("detection", "Nucleus", it.ours, one.cell ? roiOf(*one.cell) : nucleus, [
+        return objectOf("detection", one.get("class", "Nucleus"), it.ours, one.cell ? roiOf(*one.cell) : nucleus, [
             isCell: { one.cell != null }, getNucleusROI: { nucleus },
             getMeasurementList: { list }])
     }
@@ -707,7 +707,7 @@ ROW_OF_A_CASE = """
         getObjectsForROI: { type, inside -> detections })
     script.setBinding(new Binding([PathDetectionObject: Object]))
     def record = script.recordOf(it.record)
-    def row = script.count(hierarchy, [0.0005d, 0.0005d], [], record, [], []).rows[0]
+    def row = script.count(hierarchy, [0.0005d, 0.0005d], [], record, [], it.classes).rows[0]
     println it.columns.collect { column -> script.cell(row[column]) }.join(",")
 """
 
@@ -725,6 +725,7 @@ def test_the_script_has_the_rules_for_rows(jts: Groovy, tmp_path: Path) -> None:
                 "ours": str(nucleus_id(bytes(10))),
                 "detections": case["detections"],
                 "columns": list(case["row"]),
+                "classes": case.get("classes", []),
             }
             for case in cases
         ],

@@ -168,7 +168,8 @@ def test_rows_of_what_a_project_holds(case: dict[str, Any], tmp_path: Path) -> N
             cells = NucleiTable.from_polygons([shapely.box(*detection["cell"])])
             nuclei = replace(nuclei, cells=cells)
         ids = [nucleus_id(bytes([number]) * 10)]
-        groups.append(DetectionGroup(None, nuclei, ids, PathClass("Nucleus")))
+        name = detection.get("class", "Nucleus")
+        groups.append(DetectionGroup(None, nuclei, ids, name and PathClass(name)))
     edit = Edit(
         add=groups,
         annotations=[NewAnnotation(drawn, own_id, "a", PathClass("Tumor"))],
@@ -177,7 +178,8 @@ def test_rows_of_what_a_project_holds(case: dict[str, Any], tmp_path: Path) -> N
     entry.write(edit, entry.read().fingerprint)
     objects = entry.read()
     counted = CountedImage("p", "a.svs", objects, PixelCalibration(0.5, 0.5))
-    (row,) = (row for row in count_objects(counted) if row["uuid"] == own_id)
+    rows = count_objects(counted, nucleus_classes=case.get("classes"))
+    (row,) = (row for row in rows if row["uuid"] == own_id)
     for column, value in case["row"].items():
         expected = math.nan if value is None and column != "check" else value
         if isinstance(expected, float):
