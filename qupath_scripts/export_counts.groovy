@@ -524,7 +524,8 @@ boolean isOurs(detection) {
 String cell(value) {
     if (value == null || value instanceof Double && !Double.isFinite(value))
         return ""
-    def text = value.toString()
+    // Half of a pair of UTF-16 is no character, and UTF-8 has none for it.
+    def text = value.toString().replaceAll(/[\x{d800}-\x{dfff}]/) { "\\u" + Integer.toHexString(it.codePointAt(0)) }
     // Spreadsheet programs would take such a text for a formula.
     if (value instanceof CharSequence && text =~ /^[=+@\t\r-]/)
         text = "'" + text

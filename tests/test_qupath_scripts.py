@@ -8,6 +8,7 @@ this folder. What needs QuPath's classes takes those of the installation in PAQU
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -28,6 +29,7 @@ import shapely
 import typer.main
 
 from qpnuclei.cli.app import app
+from qpnuclei.nuclei.exports.spreadsheet import no_formula
 from qpnuclei.nuclei.ids import ID_PREFIX, is_ours
 from qpnuclei.qupath.analysed import PROPERTY, Record, UsedMpp
 from qpnuclei.qupath.analysed_area import AnalysedArea
@@ -676,6 +678,32 @@ def test_the_script_has_the_rules_for_nuclei_counted_twice(jts: Groovy, tmp_path
     assert found == [f"note: {case['check']}" for case in cases]
 
 
+def test_the_script_writes_cells_as_the_command_does(groovy: Groovy, tmp_path: Path) -> None:
+    texts = ["", "a", "a,b", 'say "x"', "two\nlines", "cr\rend", '="a,b"', "a=b", "µ 組 𝒳", " x "]
+    texts += ["=1+1", "-3", "+3", "@x", "\tx", "\rx", "half \ud83d", "\udfff,x"]
+    found = groovy.lines(
+        tmp_path,
+        "export_counts.groovy",
+        "def script = new GroovyShell().parse(new File(args[0]))\n"
+        "args.drop(1).each { codes ->\n"
+        "    def units = codes.findAll(/[^-]+/).collect { Integer.parseInt(it, 16) as char }\n"
+        '    println script.cell(units.join()).getBytes("UTF-8").encodeHex()\n'
+        "}\n"
+        "[1 / 3d, 1e-7d, 12345678d, Double.NaN, Double.NEGATIVE_INFINITY, 7, null].each {\n"
+        "    println script.cell(it)\n"
+        "}\n",
+        # A command line cannot have all characters on every system.
+        *("-" + text.encode("utf-16-be", "surrogatepass").hex("-", -2) for text in texts),
+    )
+    for text, line in zip(texts, found, strict=False):
+        (row,) = csv.reader(io.StringIO(bytes.fromhex(line).decode() + ",1\n", newline=""))
+        expected = no_formula(text).encode(errors="backslashreplace").decode()
+        assert row == [expected, "1"]
+    assert [float(line or "nan") for line in found[len(texts) :]] == pytest.approx(
+        [1 / 3, 1e-7, 12345678, np.nan, np.nan, 7, np.nan], nan_ok=True
+    )
+
+
 #: Prints columns of the row of an annotation, from what stands in for QuPath's objects.
 ROW_OF_A_CASE = """
     def roiOf = { x0, y0, x1, y1 ->
@@ -696,7 +724,8 @@ ROW_OF_A_CASE = """
     def detections = it.detections.collect { one ->
         def nucleus = roiOf(*one.nucleus)
         def list = new Expando(getMeasurementNames: { ["M"] }, get: { name -> one.M as double })
-        return objectOf("detection", one.get("class", "Nucleus"), it.ours, one.cell ? roiOf(*one.cell) : nucleus, [
+        def outer = one.cell ? roiOf(*one.cell) : nucleus
+        return objectOf("detection", one.get("class", "Nucleus"), it.ours, outer, [
             isCell: { one.cell != null }, getNucleusROI: { nucleus },
             getMeasurementList: { list }])
     }
