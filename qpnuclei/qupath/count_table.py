@@ -141,9 +141,14 @@ def _cell(value: Any) -> str | int | float | None:
 
 def _separated(table: _Table, separator: str) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-    writer.writerow(map(no_formula, table))
-    writer.writerows(zip(*map(_printed, table.values()), strict=True))
+    # Before Python 3.13, only cells with a character of the line terminator are quoted.
+    writer = csv.writer(text, delimiter=separator, lineterminator="\r\n")
+    lines = [map(no_formula, table), *zip(*map(_printed, table.values()), strict=True)]
+    for line in lines:
+        writer.writerow(line)
+        text.seek(text.tell() - len("\r\n"))
+        text.write("\n")
+    text.truncate()
     return text.getvalue().encode(errors="backslashreplace")
 
 

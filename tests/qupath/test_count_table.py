@@ -40,6 +40,15 @@ def test_tables_as_text(tmp_path):
     assert rows[0]["nuclei"] == "3"
 
 
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_text_of_several_lines_stays_one_cell(tmp_path, suffix, separator):
+    names = ["a\rb", "a\nb", "a\r\nb", "b\r", 'a "b"\r', "a,b\tc\r\n"]
+    write_table([{"image": name, "x\ry": name} for name in names], tmp_path / f"t.{suffix}")
+    with (tmp_path / f"t.{suffix}").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.reader(stream, delimiter=separator))
+    assert rows == [["image", "x\ry"], *([name, name] for name in names)]
+
+
 def test_numbers_for_people_have_six_digits_and_others_all(tmp_path):
     numbers = [123.456789, 0.000123456789, 1234567.891, -2 / 3, 1e-300, math.inf]
     for suffix in ("csv", "json"):
