@@ -221,7 +221,16 @@ def _commit_image(
     entry, image, folder, options = commit.entry, commit.image, commit.folder, commit.options
     objects = entry.read()
     record = Record.of(objects.properties, entry.name)
+
+    def join() -> None:
+        if not folder.shard(image, commit.layout.name).exists():
+            check_complete(folder, image, commit.layout, failed)
+            seeing = partial(engine, options.model_for(image.mpp))
+            join_image(folder, image, commit.layout, seeing, options, slides_from)
+
     if record.had_run(image.marker):
+        if stored_result(folder, image) is None:  # a copy of the folder, or of the plan, wrote them
+            join()
         # Nuclei that a later run has replaced cannot be counted again.
         is_replaced = not record.has_run(image.marker)
         done = commit.complete_earlier(objects.fingerprint, is_replaced=is_replaced)
@@ -231,10 +240,7 @@ def _commit_image(
         check_still_same(commit.project, image)
     except ConflictError as error:
         raise ConflictError(error.what, _to_plan_again(folder)) from error
-    if not folder.shard(image, commit.layout.name).exists():
-        check_complete(folder, image, commit.layout, failed)
-        seeing = partial(engine, options.model_for(image.mpp))
-        join_image(folder, image, commit.layout, seeing, options, slides_from)
+    join()
     try:
         result = commit.write()
     except ConflictError as error:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, number_of, standing_alone
+from qpnuclei.pipeline.commit.commit_image import ImageCommit
 from qpnuclei.pipeline.folder import RunFolder
 from qpnuclei.pipeline.inference.units import Conduct
 from qpnuclei.pipeline.options import RunOptions
@@ -57,6 +58,11 @@ def plan_project(
     specs = engine_specs(options.models)
     goes_on = conduct.resume and (conduct.extend or not folder.is_done)
     earlier = _earlier_images(folder, options) if goes_on else {}
+
+    def commit_of(entry: ImageEntry, image: PlannedImage) -> ImageCommit:
+        spec = specs[options.model_for(image.mpp)]
+        return ImageCommit(project, entry, image, folder, spec, options)
+
     images: list[PlannedImage] = []
     committed: dict[str, str] = {}
     errors: dict[str, QpnucleiError] = {}
@@ -66,7 +72,7 @@ def plan_project(
         def fail(error: QpnucleiError, entry: ImageEntry = entry) -> None:
             errors[entry.id] = error
             known = earlier.get(entry.id)
-            data = None if known is None else _data_as_written(entry, known, specs, options)
+            data = None if known is None else _data_as_written(commit_of(entry, known), specs)
             if known is not None and data is not None:
                 images.append(known)
                 committed[entry.id] = data
@@ -76,7 +82,8 @@ def plan_project(
         with standing_alone(f"image {entry.name}", fail):
             try:
                 known = earlier.get(entry.id)
-                image, data = _plan_image(project, entry, specs, options, known)
+                written = None if known is None else commit_of(entry, known)
+                image, data = _plan_image(project, entry, specs, options, written)
             except NothingToDo as reason:
                 nothing[entry.id] = str(reason)
                 _log.info("image %s: not analysed: %s", entry.name, reason)
@@ -140,18 +147,22 @@ def _plan_image(
     entry: ImageEntry,
     specs: Mapping[str, EngineSpec],
     options: RunOptions,
-    earlier: PlannedImage | None,
+    earlier: ImageCommit | None,
 ) -> tuple[PlannedImage, str | None]:
-    """Plan an image; if this run has already written it, also return the hash of its data file."""
+    """Plan an image; if this run has already written it, also return the hash of its data file.
+
+    Parameters
+    ----------
+    earlier : ImageCommit or None
+        Of the image as the plan in the folder has it.
+    """
     objects = entry.read()
     with open_image(entry) as slide:
         file = PlannedSlide.of(slide)
         inputs = _inputs(entry, objects, specs, options, file)
-        is_same = earlier is not None and earlier.inputs == inputs
-        if earlier is not None and is_same:
-            record = Record.of(objects.properties, entry.name)
-            if record.has_run(earlier.marker):
-                return earlier, objects.fingerprint
+        is_same = earlier is not None and earlier.image.inputs == inputs
+        if earlier is not None and is_same and _is_written(earlier, objects):
+            return earlier.image, objects.fingerprint
         # The marks of an earlier attempt of this run are among its inputs.
         if options.qc and not is_same:
             from qpnuclei.pipeline.planning.artefacts import mark_artefacts, report_marks
@@ -163,20 +174,24 @@ def _plan_image(
     return _planned_image(plan, file, inputs, specs[plan.model], options), None
 
 
-def _data_as_written(
-    entry: ImageEntry,
-    image: PlannedImage,
-    specs: Mapping[str, EngineSpec],
-    options: RunOptions,
-) -> str | None:
+def _data_as_written(earlier: ImageCommit, specs: Mapping[str, EngineSpec]) -> str | None:
     """Return the hash of an image's data file if it holds the planned result; read no slide."""
+    entry, image = earlier.entry, earlier.image
     with suppress(QpnucleiError):
         objects = entry.read()
-        record = Record.of(objects.properties, entry.name)
-        inputs = _inputs(entry, objects, specs, options, image.slide)
-        if record.has_run(image.marker) and inputs == image.inputs:
+        inputs = _inputs(entry, objects, specs, earlier.options, image.slide)
+        if inputs == image.inputs and _is_written(earlier, objects):
             return objects.fingerprint
     return None
+
+
+def _is_written(earlier: ImageCommit, objects: ImageObjects) -> bool:
+    """Return whether an image holds the planned result, and this folder can complete it.
+
+    The same plan in another folder has the same marker, so the marker alone does not tell.
+    """
+    record = Record.of(objects.properties, earlier.entry.name)
+    return record.has_run(earlier.image.marker) and earlier.can_complete_earlier
 
 
 def _planned_image(

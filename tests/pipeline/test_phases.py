@@ -423,6 +423,89 @@ def test_a_changed_annotation_concerns_its_image_alone(tmp_path: Path) -> None:
     assert qpnuclei.plan(place / "project", OPTIONS) != folder
 
 
+def nuclei_of(project: Path) -> list[list[uuid.UUID]]:
+    return [sorted(image.read().detections.ids) for image in open_project(project).images]
+
+
+@pytest.mark.parametrize("on_existing", ["replace", "append", "skip"])
+def test_a_run_goes_on_though_another_folder_has_written_the_same_plan(
+    tmp_path: Path, quick: RunOptions, on_existing: OnExisting
+) -> None:
+    project = make_project(tmp_path / "place", 1) / "project"
+    options = replace(quick, on_existing=on_existing)
+    folder = qpnuclei.plan(project, options)
+    anew = qpnuclei.run(project, options, resume=False)
+    found = nuclei_of(project)
+    assert (anew.state, anew.nuclei > 0, anew.run_dir != folder) == ("done", True, True)
+    assert qpnuclei.plan(project, options) == folder
+    summary = qpnuclei.run(project, options)
+    assert (summary.run_dir, summary.failures, summary.state) == (folder, [], "done")
+    assert nuclei_of(project) == found
+    counts = [region.nuclei for image in anew.images for region in image.regions]
+    if on_existing == "skip":
+        assert summary.images == []
+    else:
+        assert [r.nuclei for image in summary.images for r in image.regions] == counts
+
+
+def test_an_image_is_finished_only_in_the_folder_that_has_its_nuclei(
+    tmp_path: Path, quick: RunOptions
+) -> None:
+    project = make_project(tmp_path / "place", 2) / "project"
+    folder = qpnuclei.infer(qpnuclei.plan(project, quick, images=["0.tif", "1.tif"]), device="cpu")
+    second = RunPlan.read(folder / "plan.json").images[1]
+    shutil.rmtree(folder / "shards" / second.folder)
+    asked = replace(quick, images=("0.tif", "1.tif"))
+    anew = qpnuclei.run(project, asked, resume=False)
+    found = nuclei_of(project)
+    assert anew.run_dir != folder
+    # Without the nuclei of the second image, a commit says what is to be done, and that helps.
+    summary = qpnuclei.commit(folder)
+    assert [(image.name, image.nuclei) for image in summary.images] == [("0.tif", len(found[0]))]
+    (failure,) = summary.failures
+    assert (failure.name, "missing: 4 of 4 units" in failure.error.what) == ("1.tif", True)
+    assert "qpnuclei infer" in failure.error.hint
+    elsewhere = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    assert qpnuclei.commit(qpnuclei.infer(elsewhere, device="cpu"), project).failures == []
+    # So does the run that goes on.
+    summary = qpnuclei.run(project, asked)
+    assert (summary.run_dir, summary.failures, summary.state) == (folder, [], "done")
+    assert (summary.nuclei, summary.resumed) == (anew.nuclei, 1)
+    assert nuclei_of(project) == found
+
+
+def test_a_run_computes_an_image_again_whose_copies_and_shards_are_gone(
+    tmp_path: Path, quick: RunOptions
+) -> None:
+    project = make_project(tmp_path / "place", 1) / "project"
+    options = replace(quick, run_dir=tmp_path / "run", parquet_dir=tmp_path / "copies")
+    first = qpnuclei.run(project, options)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "state": "running"}))
+    (copy,) = (tmp_path / "copies").iterdir()
+    copy.unlink()
+    shutil.rmtree(tmp_path / "run" / "shards")
+    summary = qpnuclei.run(project, options)
+    assert (summary.failures, summary.nuclei, copy.exists()) == ([], first.nuclei, True)
+
+
+def test_a_commit_joins_the_units_of_an_image_that_another_copy_of_the_folder_has_written(
+    tmp_path: Path, quick: RunOptions
+) -> None:
+    project = make_project(tmp_path / "place", 1) / "project"
+    folder = qpnuclei.plan(project, quick)
+    for share in (1, 2):
+        qpnuclei.infer(folder, device="cpu", shard=(share, 2))
+    (joined,) = folder.glob("shards/*/image-*")
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / joined.relative_to(folder)).unlink()
+    first = qpnuclei.commit(folder)
+    found = nuclei_of(project)
+    second = qpnuclei.commit(copy)
+    assert (second.failures, second.nuclei, second.resumed) == ([], first.nuclei, 1)
+    assert nuclei_of(project) == found
+
+
 def test_an_image_saved_since_the_plan_is_planned_again_or_forced(tmp_path: Path) -> None:
     place = make_project(tmp_path / "place", 1)
     options = replace(OPTIONS, run_dir=tmp_path / "run")

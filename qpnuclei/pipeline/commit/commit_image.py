@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qpnuclei.errors import SaveError, number_of
+from qpnuclei.errors import FormatError, SaveError, number_of
 from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.commit.replan import regions_now
@@ -77,6 +77,19 @@ class ImageCommit:
     def device(self) -> str:
         """Device on which the network ran; empty if nothing was analysed."""
         return self._found().about.device
+
+    @property
+    def can_complete_earlier(self) -> bool:
+        """Whether the folder holds what `complete_earlier` needs.
+
+        It does not if a run in another folder, with the same plan, has written the image.
+        """
+        stored = stored_result(self.folder, self.image)
+        if stored and stored.is_saved and not are_missing(self.entry, self.options, stored):
+            return True
+        with suppress(FormatError):
+            return self.folder.shard(self.image, self.layout.name).exists()
+        return False
 
     def write(self) -> ImageResult:
         """Write the nuclei of the image into the project; return the result.
