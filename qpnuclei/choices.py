@@ -5,7 +5,7 @@ This module imports nothing, so that ``qpnuclei --help`` stays fast.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 #: Backend that reads and writes a project.
 Backend: TypeAlias = Literal["auto", "native", "paquo"]
@@ -60,8 +60,40 @@ CERTAINTY = "Attention: Mean"
 #: 353 µm/px).
 MIN_MPP, MAX_MPP = 0.05, 2.5
 
-#: Limits of ``--unit-minutes`` and ``--unit-gib``.
-UNIT_MINUTES, UNIT_GIB = (0.01, 10_000.0), (0.1, 10_000.0)
+
+class Range(NamedTuple):
+    """The lowest and the highest value of an option (None: any), and their unit."""
+
+    low: float
+    high: float | None
+    unit: str
+
+    def allow(self, value: float) -> bool:
+        """Tell whether a value is within the limits; NaN never is."""
+        return self.low <= value and (self.high is None or value <= self.high)
+
+    @property
+    def text(self) -> str:
+        """The limits as a message gives them."""
+        if self.high is None:
+            return f"{self.low:g} or more"
+        return f"{self.low:g} to {self.high:g} {self.unit}".rstrip()
+
+
+#: Ranges of ``--unit-minutes`` and ``--unit-gib``.
+UNIT_MINUTES, UNIT_GIB = Range(0.01, 10_000.0, "minutes"), Range(0.1, 10_000.0, "GiB")
+
+#: Ranges of ``--workers`` and ``--batch``.
+WORKERS, BATCH = Range(1, None, "cores"), Range(1, None, "tiles")
+
+#: Ranges of ``--tile`` and ``--max-nucleus``.
+TILE_PX, MAX_NUCLEUS_UM = Range(128, 8192, "px"), Range(1, 200, "µm")
+
+#: Ranges of ``--threshold`` and ``--min-area-um2``.
+THRESHOLD, MIN_AREA_UM2 = Range(0.01, 0.99, "attention"), Range(0, 1000, "µm²")
+
+#: Ranges of ``--cell-expansion`` and ``--simplify``.
+CELL_EXPANSION_UM, SIMPLIFY_UM = Range(0, 50, "µm"), Range(0, 5, "µm")
 
 #: Core of a tile in px of the working grid: large enough that the halo, which neighbours read and
 #: predict again, adds little (a third); small enough that a run stays below 2 GB with the default

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 import uuid
@@ -9,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import qpnuclei
-from qpnuclei.errors import QpnucleiError, UsageError
+from qpnuclei.errors import MppError, QpnucleiError, UsageError
+from qpnuclei.evaluation.evaluate import EvaluationOptions
+from qpnuclei.pipeline.inference.units import Conduct
 from tests.evaluation.images import write_folder
 from tests.paths import SAMPLES
 
@@ -185,3 +190,105 @@ def test_evaluating_takes_one_text(more: dict[str, str], project: Path) -> None:
             qpnuclei.evaluate(project, mpp=0.5, device="cpu", **given)
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+def with_tissue(**given: Any) -> qpnuclei.RunOptions:
+    return qpnuclei.RunOptions(TISSUE, **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "too_small", "too_large", "allowed"),
+    [
+        (with_tissue, "tile_px", 127, 8193, 128),
+        (with_tissue, "tile_px", 100.5, 1000.5, 8192),
+        (with_tissue, "batch_size", 0, 1.5, 1),
+        (with_tissue, "workers", 0, 2.5, 1),
+        (with_tissue, "max_nucleus_um", 0.9, 200.1, 1),
+        (with_tissue, "simplify_um", -0.1, 5.1, 0),
+        (with_tissue, "threshold", 0.009, 0.991, 0.5),
+        (with_tissue, "min_area_um2", -0.1, 1000.1, 1000),
+        (with_tissue, "cell_expansion_um", -0.1, 50.1, 50),
+        (with_tissue, "positive_thresholds", 0, 5.1, 0.2),
+        (qpnuclei.EngineOptions, "workers", -1, math.inf, 1),
+        (qpnuclei.EngineOptions, "batch_size", 0, math.inf, 3),
+        (qpnuclei.EngineOptions, "threshold", -3, 2, 0.5),
+        (Conduct, "unit_minutes", 0.009, 10_001, 1),
+        (Conduct, "unit_gib", 0.09, 10_001, 1),
+    ],
+)
+def test_numbers_are_within_the_limits_of_the_command_line(
+    options: Callable[..., object], name: str, too_small: float, too_large: float, allowed: float
+) -> None:
+    for wrong in (too_small, too_large, math.nan, str(allowed), True):
+        with pytest.raises(UsageError, match=re.escape(repr(wrong).strip("'"))) as caught:
+            options(**{name: wrong})
+        assert caught.value.hint
+    # Those of NumPy count like Python's.
+    made = options(**{name: allowed})
+    number = np.int64(allowed) if isinstance(allowed, int) else np.float64(allowed)
+    for same in (number, np.float32(allowed)) if isinstance(allowed, float) else (number,):
+        value = getattr(options(**{name: same}), name)
+        assert value == pytest.approx(getattr(made, name), rel=1e-6)
+        json.dumps(value)  # as in the plan
+
+
+@pytest.mark.parametrize("name", ["tta", "mpp_only_missing", "tissue_annotation", "qc", "force"])
+def test_a_text_is_neither_true_nor_false(name: str) -> None:
+    for wrong in ("no", "", 2):
+        with pytest.raises(UsageError, match=f"{name}={wrong!r}: no such value"):
+            with_tissue(**{name: wrong})
+    assert getattr(with_tissue(**{name: np.bool_(True)}), name) is True
+    assert with_tissue(tta=None).tta is None
+    for name in ("tta", "tune"):
+        with pytest.raises(UsageError, match=f"{name}='no': no such value"):
+            EvaluationOptions(**{name: "no"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["0.25", 0.04, 2.6, math.nan, math.inf, True, (0.25, 0.25), [0.5]]
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda mpp: with_tissue(mpp=mpp),
+        lambda mpp: with_tissue(mpp_by_image={ONE_NAME: mpp}),
+        lambda mpp: EvaluationOptions(mpp=mpp),
+        lambda mpp: qpnuclei.count("project", "image", mpp=mpp),
+        lambda mpp: qpnuclei.write_report("project", "report.html", mpp=mpp),
+        lambda mpp: qpnuclei.evaluate("set", mpp=mpp),
+        lambda mpp: qpnuclei.create_project("new", ["set/images/a.png"], mpp=mpp),
+        lambda mpp: qpnuclei.add_slides("project", ["set/images/a.png"], mpp=mpp),
+        lambda mpp: qpnuclei.train(["set/images/a.png"], "training", mpp=mpp, device="cpu"),
+        lambda mpp: qpnuclei.adapt(["set/images/a.png"], "training", mpp=mpp, device="cpu"),
+        lambda mpp: qpnuclei.segment(
+            qpnuclei.load_engine("default-20x", qpnuclei.EngineOptions("cpu")),
+            np.full((64, 64, 3), 240, np.uint8),
+            mpp,
+        ),
+    ],
+)
+def test_impossible_pixel_sizes_are_one_error(
+    call: Callable[[Any], object], wrong: object, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.parent)
+    write_folder(Path("set"), ("a",))
+    with pytest.raises(MppError, match=r"possible: 0\.05 to 2\.5"):
+        call(wrong)
+    assert not Path("new").exists()
+    assert not Path("training").exists()
+
+
+def test_pixel_sizes_of_numpy_are_pixel_sizes(project: Path) -> None:
+    for number in (np.float32(0.25), np.float64(0.25)):
+        options = with_tissue(mpp=number, mpp_by_image={"a": number})
+        assert json.dumps([options.mpp, options.mpp_by_image]) == '[0.25, {"a": 0.25}]'
+        rows = [qpnuclei.count(project, "image", mpp=mpp) for mpp in (number, 0.25)]
+        assert repr(rows[0]) == repr(rows[1])
+
+
+def test_a_split_is_one_text(tmp_path: Path) -> None:
+    write_folder(tmp_path, ("a",))
+    (tmp_path / "splits.json").write_text('{"val": ["a"]}')
+    with pytest.raises(UsageError, match=r"no split \['val'\]") as caught:
+        qpnuclei.evaluate(tmp_path, split=["val"], mpp=0.5)  # type: ignore[arg-type]
+    assert caught.value.hint == "it has val"

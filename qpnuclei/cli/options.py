@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from inspect import signature
@@ -11,7 +10,18 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from qpnuclei.choices import MAX_MPP, MIN_MPP, UNIT_GIB, UNIT_MINUTES, Backend, Device, Speed
+from qpnuclei.choices import (
+    BATCH,
+    MAX_MPP,
+    MIN_MPP,
+    UNIT_GIB,
+    UNIT_MINUTES,
+    WORKERS,
+    Backend,
+    Device,
+    Range,
+    Speed,
+)
 from qpnuclei.cli.completing import complete_class, complete_image
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
@@ -23,14 +33,16 @@ def within(
     low: float, high: float | None, unit: str = "", remark: str = ""
 ) -> Callable[[Number], Number]:
     """Return the check that the value or values of an option are in a range; NaN never is."""
+    limits = Range(low, high, unit)
     unit = f" {unit}" if unit else ""
     remark = f" ({remark})" if remark else ""
-    ends = f"{low:g} or more" if high is None else f"{low:g} to {high:g}{unit}{remark}"
 
     def check(given: Number) -> Number:
         for value in given if isinstance(given, list) else [given]:
-            if value is not None and not low <= value <= (math.inf if high is None else high):
-                raise typer.BadParameter(f"{value:g}{unit} is not in the range: {ends}")
+            if value is not None and not limits.allow(value):
+                raise typer.BadParameter(
+                    f"{value:g}{unit} is not in the range: {limits.text}{remark}"
+                )
         return given
 
     return check
@@ -128,7 +140,7 @@ Batch = Annotated[
     int | None,
     typer.Option(
         "--batch",
-        callback=within(1, None, "tiles"),
+        callback=within(*BATCH),
         help="Tiles per batch of the network.",
         show_default="on a GPU as many as fit into its memory, at most 8; 1 on a CPU",
     ),
@@ -137,7 +149,7 @@ Workers = Annotated[
     int | None,
     typer.Option(
         "--workers",
-        callback=within(1, None, "cores"),
+        callback=within(*WORKERS),
         help="Processor cores to use; results do not depend on it.",
         show_default="all",
     ),
@@ -176,7 +188,7 @@ UnitMinutes = Annotated[
     float | None,
     typer.Option(
         "--unit-minutes",
-        callback=within(*UNIT_MINUTES, "minutes"),
+        callback=within(*UNIT_MINUTES),
         help="Time limit in minutes for a unit (some 25 tiles). A unit that takes longer is "
         "stopped and tried again; after three attempts it is reported, and the run continues "
         "without it.",
@@ -187,7 +199,7 @@ UnitGib = Annotated[
     float | None,
     typer.Option(
         "--unit-gib",
-        callback=within(*UNIT_GIB, "GiB"),
+        callback=within(*UNIT_GIB),
         help="Memory limit in GiB for the process of a unit (some 25 tiles), its network included. "
         "A process that needs more is stopped, as with --unit-minutes.",
         show_default="no limit",

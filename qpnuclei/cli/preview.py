@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from qpnuclei.choices import Speed
+from qpnuclei.choices import MIN_AREA_UM2, THRESHOLD, Range, Speed
 from qpnuclei.cli.options import (
     BackendOption,
     DeviceOption,
@@ -200,8 +201,10 @@ def _compared(
         check_speed(name, speed)
     if speed != "auto":
         models = [*networks_of(DEFAULT_MODEL, speed)]
-    areas = _several("--min-area-um2", min_area_um2, _area) or [0.0]
-    thresholds: list[float | None] = [*_several("--threshold", threshold, _threshold)]
+    areas = _several("--min-area-um2", min_area_um2, partial(_number, limits=MIN_AREA_UM2)) or [0.0]
+    thresholds: list[float | None] = [
+        *_several("--threshold", threshold, partial(_number, limits=THRESHOLD))
+    ]
     if not thresholds:
         thresholds = [None] if len(models) > 1 or len(areas) > 1 else [*_THRESHOLDS]
     return models, thresholds, areas
@@ -322,25 +325,13 @@ def _several(option: str, texts: Sequence[str] | None, read: Callable[[str], T])
     return values
 
 
-def _threshold(text: str) -> float:
-    value = _number(text)
-    if not 0.01 <= value <= 0.99:
-        raise ValueError("attention is not between 0.01 and 0.99")
-    return value
-
-
-def _area(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= 1000:
-        raise ValueError("µm² is not between 0 and 1000 µm²")
-    return value
-
-
-def _number(text: str) -> float:
+def _number(text: str, limits: Range) -> float:
     try:
         value = float(text)
     except ValueError:
         raise ValueError("is not a number") from None
     if not math.isfinite(value):
         raise ValueError("is not a number")
+    if not limits.allow(value):
+        raise ValueError(f"{limits.unit} is not in the range: {limits.text}")
     return value

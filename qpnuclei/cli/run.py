@@ -9,10 +9,16 @@ from typing import Annotated
 import typer
 
 from qpnuclei.choices import (
+    CELL_EXPANSION_UM,
     DEFAULT_MAX_NUCLEUS_UM,
     DEFAULT_SIMPLIFY_UM,
     DEFAULT_TILE_PX,
+    MAX_NUCLEUS_UM,
+    MIN_AREA_UM2,
     NUCLEUS_CLASS,
+    SIMPLIFY_UM,
+    THRESHOLD,
+    TILE_PX,
     OnExisting,
     Precision,
 )
@@ -124,7 +130,7 @@ def run(
         int,
         typer.Option(
             "--tile",
-            callback=within(128, 8192, "px"),
+            callback=within(*TILE_PX),
             help="Side of a tile without its overlap, in px of the model, 128 to 8192.",
         ),
     ] = DEFAULT_TILE_PX,
@@ -144,7 +150,7 @@ def run(
         float | None,
         typer.Option(
             "--threshold",
-            callback=within(0.01, 0.99, "attention"),
+            callback=within(*THRESHOLD),
             help="Attention (0.01 to 0.99) above which a pixel belongs to a nucleus.",
             show_default="the model's",
         ),
@@ -153,7 +159,7 @@ def run(
         float,
         typer.Option(
             "--min-area-um2",
-            callback=within(0, 1000, "µm²"),
+            callback=within(*MIN_AREA_UM2),
             help="Leave out smaller nuclei, in µm² (0 to 1000).",
         ),
     ] = 0.0,
@@ -161,7 +167,7 @@ def run(
         float,
         typer.Option(
             "--cell-expansion",
-            callback=within(0, 50, "µm"),
+            callback=within(*CELL_EXPANSION_UM),
             help="Write QuPath cells: each nucleus gets a cell outline that reaches at most this "
             "far beyond it, in µm (0 to 50), and ends halfway to a neighbouring nucleus. 0 writes "
             "nuclei without cells.",
@@ -181,7 +187,7 @@ def run(
         float,
         typer.Option(
             "--max-nucleus",
-            callback=within(1, 200, "µm"),
+            callback=within(*MAX_NUCLEUS_UM),
             help="Diameter of the largest nucleus in µm, 1 to 200; tiles overlap by this much.",
         ),
     ] = DEFAULT_MAX_NUCLEUS_UM,
@@ -189,7 +195,7 @@ def run(
         float,
         typer.Option(
             "--simplify",
-            callback=within(0, 5, "µm"),
+            callback=within(*SIMPLIFY_UM),
             help="Leave out vertices that lie within about this distance of the smooth outline, in "
             "µm (0 to 5). 0 keeps outlines along pixel edges.",
         ),

@@ -403,6 +403,6 @@ def read_split(path: Path, split: str) -> list[str]:
         raise FormatError(f"{path}: not JSON: {error}") from error
     if not isinstance(splits, dict) or not all(isinstance(s, list) for s in splits.values()):
         raise FormatError(f"{path}: not a mapping of split names to lists of image names")
-    if split not in splits:
+    if not isinstance(split, str) or split not in splits:
         raise UsageError(f"{path}: no split {split!r}", f"it has {', '.join(sorted(splits))}")
     return list(dict.fromkeys(str(stem) for stem in splits[split]))

@@ -50,7 +50,9 @@ from qpnuclei.segmentation.engine import (
 from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.resolution import checked_mpp
 from qpnuclei.slides.slide import Ends
+from qpnuclei.system.arguments import check_fields, checked_flag
 from qpnuclei.system.files import check_file_target, resolved
 from qpnuclei.system.versions import versions
 
@@ -80,6 +82,13 @@ class EvaluationOptions:
         Tune the model's post-processing on the images.
     write_model : path-like or None
         File for a copy of the model with the tuned post-processing.
+
+    Raises
+    ------
+    UsageError
+        If `tta` or `tune` is neither true nor false.
+    MppError
+        If `mpp` is not 0.05 to 2.5 µm/px.
     """
 
     model: str | None = DEFAULT_MODEL
@@ -93,6 +102,12 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.model is not None:
             object.__setattr__(self, "model", os.fspath(self.model))
+        checks: dict[str, Callable[[str, Any], object]] = {
+            "mpp": checked_mpp,
+            "tta": checked_flag,
+            "tune": checked_flag,
+        }
+        check_fields(self, checks, may_be_none=["mpp", "tta"])
         if self.write_model is not None:
             object.__setattr__(self, "write_model", Path(self.write_model))
 

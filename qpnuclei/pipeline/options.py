@@ -6,28 +6,65 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from qpnuclei.choices import (
+    BATCH,
+    CELL_EXPANSION_UM,
     DEFAULT_MAX_NUCLEUS_UM,
     DEFAULT_SIMPLIFY_UM,
     DEFAULT_TILE_PX,
     IGNORE_CLASS,
+    MAX_NUCLEUS_UM,
+    MIN_AREA_UM2,
     NUCLEUS_CLASS,
+    SIMPLIFY_UM,
+    THRESHOLD,
+    TILE_PX,
+    WORKERS,
     OnExisting,
     Precision,
     Speed,
 )
 from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, network_for, networks_of
-from qpnuclei.pipeline.positivity import check_thresholds
+from qpnuclei.pipeline.positivity import checked_thresholds
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.names import checked_class_name
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.segmentation.engine import EngineOptions, absolute_model, views_of
-from qpnuclei.system.arguments import check_choice, listed, path_or_none
+from qpnuclei.slides.resolution import checked_mpp, checked_sizes
+from qpnuclei.system.arguments import (
+    check_choice,
+    check_fields,
+    checked_count,
+    checked_flag,
+    checked_number,
+    listed,
+    path_or_none,
+)
 from qpnuclei.system.threads import available_cores
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "tta": checked_flag,
+    "mpp": checked_mpp,
+    "mpp_only_missing": checked_flag,
+    "mpp_by_image": checked_sizes,
+    "tissue_annotation": checked_flag,
+    "qc": checked_flag,
+    "tile_px": partial(checked_count, limits=TILE_PX),
+    "batch_size": partial(checked_count, limits=BATCH),
+    "workers": partial(checked_count, limits=WORKERS),
+    "max_nucleus_um": partial(checked_number, limits=MAX_NUCLEUS_UM),
+    "simplify_um": partial(checked_number, limits=SIMPLIFY_UM),
+    "threshold": partial(checked_number, limits=THRESHOLD),
+    "min_area_um2": partial(checked_number, limits=MIN_AREA_UM2),
+    "cell_expansion_um": partial(checked_number, limits=CELL_EXPANSION_UM),
+    "force": checked_flag,
+}
+_MAY_BE_NONE = frozenset({"tta", "mpp", "batch_size", "threshold"})
 
 
 @dataclass(frozen=True)
@@ -39,9 +76,12 @@ class RunOptions:
     Raises
     ------
     UsageError
-        If `speed`, `precision` or `on_existing` is unknown, the class of the detections is empty or
-        not UTF-8, the thresholds of positive nuclei are invalid, the areas that `qc` marks would
-        not be excluded, or `speed` is given with a model other than the default.
+        If `speed`, `precision` or `on_existing` is unknown, a number is not within the limits that
+        the command's help gives, the class of the detections is empty or not UTF-8, the thresholds
+        of positive nuclei are invalid, the areas that `qc` marks would not be excluded, or `speed`
+        is given with a model other than the default.
+    MppError
+        If a pixel size is not 0.05 to 2.5 µm/px.
 
     Examples
     --------
@@ -82,12 +122,14 @@ class RunOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", os.fspath(self.model))
         object.__setattr__(self, "images", listed(self.images))
+        check_fields(self, _CHECKS, _MAY_BE_NONE)
         check_choice("precision", self.precision, get_args(Precision))
         check_choice("on_existing", self.on_existing, get_args(OnExisting))
         object.__setattr__(self, "class_name", checked_class_name(self.class_name))
         for name in ("geojson_dir", "parquet_dir", "run_dir"):
             object.__setattr__(self, name, path_or_none(getattr(self, name)))
-        check_thresholds(self.positive_thresholds, self.class_name)
+        thresholds = checked_thresholds(listed(self.positive_thresholds), self.class_name)
+        object.__setattr__(self, "positive_thresholds", thresholds)
         if self.qc and not self.selection.excludes_class(IGNORE_CLASS):
             raise UsageError(
                 f"--qc marks areas as {IGNORE_CLASS}, and --exclude does not leave them out",

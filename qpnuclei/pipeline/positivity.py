@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.errors import QpnucleiError, UsageError
+from qpnuclei.errors import QpnucleiError, UsageError, quoted
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.model import Detections, ImageEntry, PathClass, Project, packed_rgb
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, class_of
 from qpnuclei.slides.hdab_as_he import DAB, has_dab
+from qpnuclei.system.arguments import is_number
 
 #: The largest threshold, in optical density: darker pixels are black.
 _DARKEST = 5.0
@@ -85,7 +86,7 @@ def grades_of(detections: Detections, thresholds: Sequence[float]) -> npt.NDArra
     Parameters
     ----------
     thresholds : sequence of float
-        As `check_thresholds` has checked them.
+        As `checked_thresholds` returns them.
 
     Returns
     -------
@@ -112,7 +113,7 @@ def classes_of_nuclei(
     base : str
         Name of the base class.
     thresholds : sequence of float
-        As `check_thresholds` has checked them.
+        As `checked_thresholds` returns them.
     """
     colors = {base: NEW_CLASS_COLOR}
     colors |= {f"{base}: {name}": _COLORS[name] for name in _NAMES[len(thresholds)]}
@@ -123,8 +124,8 @@ def classes_of_nuclei(
     return NucleusClasses(classes, thresholds)
 
 
-def check_thresholds(thresholds: Sequence[float], base: str) -> None:
-    """Refuse invalid thresholds.
+def checked_thresholds(thresholds: Sequence[Any], base: str) -> tuple[float, ...]:
+    """Return thresholds as numbers.
 
     Raises
     ------
@@ -133,7 +134,9 @@ def check_thresholds(thresholds: Sequence[float], base: str) -> None:
         and negative from the base class.
     """
     if not thresholds:
-        return
+        return ()
+    if not all(map(is_number, thresholds)):
+        raise UsageError(f"{_OPTION} {quoted(thresholds)}: not numbers", "for example 0.2")
     if len(thresholds) not in _NAMES:
         raise UsageError(
             f"{_OPTION} was given {len(thresholds)} times",
@@ -154,6 +157,7 @@ def check_thresholds(thresholds: Sequence[float], base: str) -> None:
             f"QuPath has no Positive and Negative classes of the class {base!r}",
             "name another class with --class",
         )
+    return tuple(map(float, thresholds))
 
 
 def require_dab(entry: ImageEntry, thresholds: Sequence[float]) -> None:

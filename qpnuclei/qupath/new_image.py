@@ -119,9 +119,6 @@ def describe_slides(
         If a given pixel size is implausible.
     """
     asked = mpp if isinstance(mpp, AskedMpp) else AskedMpp(mpp)
-    for given in (asked.mpp, *asked.of_new.values()):
-        if given is not None:
-            resolve_mpp(given, None, None, "each slide")  # one error, not one for each slide
     images: list[NewImage] = []
     errors: list[tuple[Path, QpnucleiError]] = []
     chosen = one_per_slide(slides)

@@ -24,7 +24,8 @@ from qpnuclei.qupath.image_names import image_option, images_named
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.slides.calibration import Mpp, PixelCalibration
-from qpnuclei.slides.resolution import agree, resolve_mpp, same_mpp
+from qpnuclei.slides.resolution import agree, checked_mpp, checked_sizes, resolve_mpp, same_mpp
+from qpnuclei.system.arguments import check_fields
 from qpnuclei.system.files import read_regular, unreadable
 
 _log = logging.getLogger(__name__)
@@ -49,12 +50,21 @@ class AskedMpp:
         Pixel sizes by entry ID; they take precedence over all others.
     of_new : mapping of str to float
         Pixel sizes of slides that become images, by their future names.
+
+    Raises
+    ------
+    MppError
+        If one is not a number, or outside 0.05 to 2.5 µm/px.
     """
 
     mpp: float | None = None
     only_missing: bool = False
     by_id: Mapping[str, float] = field(default_factory=dict)
     of_new: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checks = {"mpp": checked_mpp, "by_id": checked_sizes, "of_new": checked_sizes}
+        check_fields(self, checks, may_be_none=["mpp"])
 
 
 def asked_mpp(

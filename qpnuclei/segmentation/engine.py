@@ -11,18 +11,19 @@ import os
 import pkgutil
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from qpnuclei.choices import Precision
+from qpnuclei.choices import BATCH, THRESHOLD, WORKERS, Precision
 from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import is_file_name
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics
-from qpnuclei.system.arguments import check_choice
+from qpnuclei.system.arguments import check_choice, check_fields, checked_count, checked_number
 from qpnuclei.system.memory import no_collection
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
@@ -85,6 +86,13 @@ class EngineSpec:
         return -(-self.context_px // self.stride) * self.stride
 
 
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "workers": partial(checked_count, limits=WORKERS),
+    "batch_size": partial(checked_count, limits=BATCH),
+    "threshold": partial(checked_number, limits=THRESHOLD),
+}
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How an engine runs. Only `views`, `precision` and `threshold` can change what it finds.
@@ -103,13 +111,13 @@ class EngineOptions:
     batch_size : int or None
         Tiles that a GPU takes at once; None lets the engine choose.
     threshold : float or None
-        Value between 0 and 1. A pixel belongs to a nucleus if its attention (of third-party models:
-        its probability) is higher. None takes the value of the model.
+        From 0.01 to 0.99. A pixel belongs to a nucleus if its attention (of third-party models: its
+        probability) is higher. None takes the value of the model.
 
     Raises
     ------
     UsageError
-        If `views` or `precision` is unknown.
+        If `views` or `precision` is unknown, or a number is not within its limits.
 
     Examples
     --------
@@ -127,6 +135,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         check_choice("views", self.views, (None, 1, 8))
         check_choice("precision", self.precision, get_args(Precision))
+        check_fields(self, _CHECKS, may_be_none=["batch_size", "threshold"])
 
 
 def views_of(tta: bool | None) -> int | None:

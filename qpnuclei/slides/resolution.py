@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP
-from qpnuclei.errors import MppError
+from qpnuclei.errors import MppError, quoted
 from qpnuclei.slides.calibration import Mpp, PixelCalibration
+from qpnuclei.system.arguments import is_number
 
 
 @dataclass(frozen=True)
@@ -121,17 +123,39 @@ def working_downsample(slide_mpp: Mpp, model_mpp: float) -> tuple[float, float]:
     return x, y
 
 
+def checked_mpp(name: str, value: Any) -> float:
+    """Return a pixel size that the user gives, in µm/px, as `float`.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter or the image, for the message.
+
+    Raises
+    ------
+    qpnuclei.errors.MppError
+        If it is not a number, or outside 0.05 to 2.5 µm/px.
+    """
+    return _checked((value, value), "--mpp", name)[0]
+
+
+def checked_sizes(name: str, sizes: Mapping[str, Any]) -> dict[str, float]:
+    """Return pixel sizes by image as `checked_mpp` does."""
+    return {image: checked_mpp(f"{name}, image {image}", mpp) for image, mpp in sizes.items()}
+
+
 def _checked(mpp: Mpp, source: MppSource, name: str) -> Mpp:
-    if not all(math.isfinite(v) and MIN_MPP <= v <= MAX_MPP for v in mpp):
+    if not all(is_number(axis) and MIN_MPP <= axis <= MAX_MPP for axis in mpp):
+        size = mpp_text(mpp) if all(map(is_number, mpp)) else quoted(mpp[0])
         where = {"--mpp": "the given mpp", "project": "the project", "slide": "the slide file"}[
             source
         ]
         raise MppError(
-            f"{name}: a pixel size of {mpp_text(mpp)} µm/px, from {where}, cannot be right "
+            f"{name}: a pixel size of {size} µm/px, from {where}, cannot be right "
             f"(possible: {MIN_MPP} to {MAX_MPP})",
             "give the true one as mpp (--mpp), in µm per level-0 pixel (40x scans have about 0.25)",
         )
-    return mpp
+    return float(mpp[0]), float(mpp[1])
 
 
 def agree(a: Mpp, b: Mpp) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
+from qpnuclei.choices import Range
 from qpnuclei.errors import UsageError, quoted
 
 _Item = TypeVar("_Item")
 
 
 def listed(given: Sequence[_Item] | None) -> tuple[_Item, ...]:
-    """Return the items of a sequence. A text, a path or a UUID alone is one item, None is none.
+    """Return the items of a sequence. A text, path, UUID or number is one item, None is none.
 
     Examples
     --------
@@ -24,7 +26,7 @@ def listed(given: Sequence[_Item] | None) -> tuple[_Item, ...]:
     if given is None:
         return ()
     alone: Any = given
-    return (alone,) if isinstance(given, str | os.PathLike | UUID) else tuple(given)
+    return (alone,) if isinstance(given, str | os.PathLike | UUID | Real) else tuple(given)
 
 
 def listed_or_none(given: Sequence[_Item] | None) -> tuple[_Item, ...] | None:
@@ -56,3 +58,86 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
         *others, last = map(repr, allowed)
         choices = f"{', '.join(others)} or {last}"
         raise UsageError(f"{name}={quoted(value)}: no such value", f"choose {choices}")
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number of Python or NumPy; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def checked_number(name: str, value: Any, limits: Range) -> float:
+    """Return the value of a parameter as `float`.
+
+    Raises
+    ------
+    UsageError
+        If it is not a number, or not within the limits; NaN is not.
+
+    Examples
+    --------
+    >>> checked_number("simplify_um", 9, Range(0, 5, "µm"))
+    Traceback (most recent call last):
+    ...
+    qpnuclei.errors.UsageError: simplify_um=9: not in the range (give 0 to 5 µm)
+    """
+    return float(_within(name, value, limits))
+
+
+def checked_count(name: str, value: Any, limits: Range) -> int:
+    """Return the value of a parameter as `int`.
+
+    Raises
+    ------
+    UsageError
+        If it is not an integer, or not within the limits.
+    """
+    number = _within(name, value, limits)
+    if not isinstance(number, int):
+        raise _no_value(name, value, "not an integer", limits)
+    return number
+
+
+def _within(name: str, value: Any, limits: Range) -> int | float:
+    if not is_number(value):
+        raise _no_value(name, value, "not a number", limits)
+    # A number of NumPy is compared as what a plan keeps of it.
+    number = int(value) if isinstance(value, Integral) else float(value)
+    if not limits.allow(number):
+        raise _no_value(name, value, "not in the range", limits)
+    return number
+
+
+def _no_value(name: str, value: object, problem: str, limits: Range) -> UsageError:
+    return UsageError(f"{name}={quoted(value)}: {problem}", f"give {limits.text}")
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """Return the value of a parameter as `bool`.
+
+    Raises
+    ------
+    UsageError
+        If it is something else: any text would count as true.
+    """
+    check_choice(name, value, (True, False))
+    return bool(value)
+
+
+def check_fields(
+    options: object,
+    checks: Mapping[str, Callable[[str, Any], object]],
+    may_be_none: Collection[str] = (),
+) -> None:
+    """Check fields of a frozen data class, and replace each value by what its check returns.
+
+    Parameters
+    ----------
+    checks : mapping of str to callable
+        By the name of a field; called with that name and the value.
+    may_be_none : collection of str
+        Fields whose value None is not checked.
+    """
+    for name, check in checks.items():
+        value = getattr(options, name)
+        if value is not None or name not in may_be_none:
+            object.__setattr__(options, name, check(name, value))

@@ -29,7 +29,7 @@ from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.project_file import is_project, resolved_project
 from qpnuclei.slides.files import SLIDE_SUFFIXES, one_per_slide, slide_of_each, slides_in
 from qpnuclei.slides.hdab_as_he import seen_by_network
-from qpnuclei.slides.resolution import resolve_mpp
+from qpnuclei.slides.resolution import checked_mpp, resolve_mpp
 from qpnuclei.slides.slide import PixelSource, Slide, open_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import resolved
@@ -161,6 +161,7 @@ def find_sources(
     files = [
         (n, file) for n, path in enumerate(paths) if path not in projects for file in _files(path)
     ]
+    mpp = [checked_mpp("mpp", one) for one in mpp]
     named = _Named(paths, [mpp[n % len(mpp)] if mpp else None for n in range(len(paths))])
     found: list[list[Source]] = [[] for _ in paths]
     # First the projects: they know more of a slide than its file does.

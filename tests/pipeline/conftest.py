@@ -15,9 +15,9 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunOptions:
     monkeypatch.setattr("qpnuclei.pipeline.planning.layout.UNIT_SIDE", 1)
     return RunOptions(
         Selection(classes=("Tumor",)),
-        model=dark_in_onnx(tmp_path),
+        model=dark_in_onnx(tmp_path, mpp=0.25),
         device="cpu",
-        tile_px=64,
+        tile_px=128,
         max_nucleus_um=8.0,
         workers=1,
     )

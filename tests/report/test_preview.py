@@ -196,7 +196,7 @@ def test_colours_are_normalised_as_in_the_run(tmp_path: Path, stains: Stains) ->
     project = create_from_slides(tmp_path / "project", [slide], 0.25, stains=stains)
     annotate(project.images[0], shapely.box(0, 0, SIZE, SIZE))
     # Many small tiles, and a field with other tiles: colours are those of the whole region.
-    options = dataclasses.replace(EVERYTHING, model=str(model), tile_px=96)
+    options = dataclasses.replace(EVERYTHING, model=str(model), tile_px=128)
     (field,) = preview_project(project.images, options, [Setting(str(model))], 1)
     analyse_project(project, project.images, options)
     detections = project.images[0].read().detections
@@ -211,7 +211,10 @@ def test_colours_are_normalised_as_in_the_run(tmp_path: Path, stains: Stains) ->
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--threshold", "0.5,1.5"), "--threshold: '1.5' attention is not between 0.01 and 0.99"),
+        (
+            ("--threshold", "0.5,1.5"),
+            "--threshold: '1.5' attention is not in the range: 0.01 to 0.99 attention",
+        ),
         (("--threshold", "high"), "--threshold: 'high' is not a number"),
         (("--min-area-um2", "nan"), "--min-area-um2: 'nan' is not a number"),
         (("--roi", "Tumour"), "no annotation of class 'Tumour'"),

@@ -14,7 +14,6 @@ from qpnuclei.errors import (
     FormatError,
     QpnucleiError,
     TerminatedError,
-    UsageError,
     number_of,
     standing_alone,
 )
@@ -26,6 +25,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.segmentation.engine import Engine
+from qpnuclei.system.arguments import check_fields, checked_number
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Conduct:
     Raises
     ------
     UsageError
-        If a limit is out of its range.
+        If a limit is not a number, or out of its range.
     """
 
     resume: bool = True
@@ -88,14 +88,11 @@ class Conduct:
     unit_gib: float | None = None
 
     def __post_init__(self) -> None:
-        for value, (low, high), unit in (
-            (self.unit_minutes, UNIT_MINUTES, "minutes"),
-            (self.unit_gib, UNIT_GIB, "GiB"),
-        ):
-            if value is not None and not low <= value <= high:
-                raise UsageError(
-                    f"{value:g} {unit} are no limit for a unit", f"give {low:g} to {high:g} {unit}"
-                )
+        checks = {
+            "unit_minutes": partial(checked_number, limits=UNIT_MINUTES),
+            "unit_gib": partial(checked_number, limits=UNIT_GIB),
+        }
+        check_fields(self, checks, may_be_none=checks)
 
     @property
     def limits(self) -> Limits:

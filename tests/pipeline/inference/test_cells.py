@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
+from qpnuclei.choices import Range
 from qpnuclei.measure.shape import shape_measurements
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.pixels import pixels_of_polygons
 from qpnuclei.nuclei.store import temporary_shards
 from qpnuclei.nuclei.table import NucleiTable, concatenate
+from qpnuclei.pipeline import options as run_options
 from qpnuclei.pipeline.inference.cells import add_cells, measured_cells
 from qpnuclei.pipeline.inference.infer import intensities
 from qpnuclei.pipeline.options import RunOptions
@@ -35,6 +38,7 @@ from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE
+from qpnuclei.system.arguments import checked_count
 from tests.measure.test_measurements import CALIBRATIONS, EXPECTED, FEATURES, image, number, outline
 from tests.pipeline.killing import make_project
 from tests.projects import IMAGE
@@ -196,7 +200,12 @@ def test_adjacent_annotations_may_be_run_one_after_the_other(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("tile_px", [32, 50])
-def test_cells_do_not_depend_on_tiles(tmp_path: Path, tile_px: int) -> None:
+def test_cells_do_not_depend_on_tiles(
+    tmp_path: Path, tile_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Smaller tiles than a user may choose have more seams.
+    small = partial(checked_count, limits=Range(32, 256, "px"))
+    monkeypatch.setitem(run_options._CHECKS, "tile_px", small)
     notched = shapely.difference(LEFT.union(RIGHT), shapely.box(60, 60, 190, 250))
     (one, few), (other, many) = (
         cells_in(tmp_path / str(size), notched, tile_px=size) for size in (256, tile_px)

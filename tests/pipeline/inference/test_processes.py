@@ -17,6 +17,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from qpnuclei.choices import Range
 from qpnuclei.cli.app import app
 from qpnuclei.errors import ModelError, UsageError, WorkerError
 from qpnuclei.pipeline.inference import processes, remote, units
@@ -95,7 +96,7 @@ def test_processes_that_die_or_hang_change_nothing(
 def test_a_process_that_needs_too_much_memory_is_ended(
     tmp_path: Path, quick: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "UNIT_GIB", (0.001, 1))
+    monkeypatch.setattr(units, "UNIT_GIB", Range(0.001, 1, "GiB"))
     place = make_project(tmp_path / "place", 1)
     project = open_project(place / "project")
     # Python alone needs more, so that no process can start.
