@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from qpnuclei.errors import (
     ConflictError,
@@ -18,6 +20,7 @@ from qpnuclei.errors import (
     QpnucleiError,
     UsageError,
     number_of,
+    quoted,
     standing_alone,
 )
 from qpnuclei.pipeline.commit.commit_image import ImageCommit, stored_result
@@ -37,6 +40,7 @@ from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.segmentation.engine import Engine, engine_specs, load_engine
+from qpnuclei.system.arguments import listed
 from qpnuclei.system.commands import as_typed
 from qpnuclei.system.files import check_folder
 from qpnuclei.system.locks import locked
@@ -100,10 +104,13 @@ def infer_run(
 
     Raises
     ------
+    UsageError
+        If there is no such share.
     QpnucleiError
         If there is no plan, or the model or the device cannot be used.
     """
     conduct = conduct or Conduct()
+    share = _checked_share(share)
     plan = folder.plan()
     if slides_from is not None:
         check_folder(slides_from, "of the slides on this machine")
@@ -132,6 +139,19 @@ def infer_run(
         ):
             pass
     return failures
+
+
+def _checked_share(share: Any) -> tuple[int, int]:
+    """Return the numbers of a share as `int`."""
+    numbers = listed(share)
+    if len(numbers) == 2 and all(isinstance(number, Integral) for number in numbers):
+        part, parts = map(int, numbers)
+        if 1 <= part <= parts:
+            return part, parts
+    raise UsageError(
+        f"shard={quoted(share)}: not a part (I, N) with I from 1 to N",
+        "for the third of twenty parts: shard=(3, 20)",
+    )
 
 
 def commit_run(

@@ -302,6 +302,19 @@ def test_progress_tells_of_what_this_start_computes(tmp_path: Path, quick: RunOp
     assert told == []
 
 
+@pytest.mark.parametrize(
+    "shard", [(0, 1), (2, 1), (-1, 1), (1, 0), (1,), (1, 1, 1), "1/2", "12", 1, None, (1.0, 2.0)]
+)
+def test_an_impossible_shard_is_refused(shard: Any, tmp_path: Path, quick: RunOptions) -> None:
+    folder = qpnuclei.plan(make_project(tmp_path / "place", 1) / "project", quick)
+    with pytest.raises(UsageError, match=re.escape(f"shard={shard!r}: not a part")) as caught:
+        qpnuclei.infer(folder, device="cpu", shard=shard)
+    assert caught.value.hint == "for the third of twenty parts: shard=(3, 20)"
+    assert not shards(folder)
+    qpnuclei.infer(folder, device="cpu", shard=(np.int64(1), np.int64(2)))
+    assert len(shards(folder)) == 2
+
+
 def test_infer_ends_with_the_number_of_units_that_are_there(
     tmp_path: Path, quick: RunOptions
 ) -> None:
