@@ -26,6 +26,7 @@ def run(
     *,
     roi: Sequence[str] = (),
     resume: bool = True,
+    retry_failed: bool = False,
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of a project and write them back as detections.
 
@@ -46,6 +47,8 @@ def run(
         Classes of the annotations to analyse, if no options are given.
     resume : bool
         Continue an unfinished run with the same options.
+    retry_failed : bool
+        Also try units again that failed three times.
 
     Raises
     ------
@@ -78,7 +81,8 @@ def run(
     with held(project) as opened:
         options = _options(options, images, roi, opened)
         entries = choose_images(opened, options.images, options.selection)
-        return analyse_project(opened, entries, options, progress, Conduct(resume=resume))
+        conduct = Conduct(resume=resume, retry_failed=retry_failed)
+        return analyse_project(opened, entries, options, progress, conduct)
 
 
 def plan(
@@ -209,7 +213,7 @@ def infer(
         folder.plan().options(),
         device=device,
         batch_size=None,
-        workers=workers or available_cores(),
+        workers=available_cores() if workers is None else workers,
     )
     infer_run(
         folder,

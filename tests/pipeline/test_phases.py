@@ -302,6 +302,17 @@ def test_progress_tells_of_what_this_start_computes(tmp_path: Path, quick: RunOp
     assert told == []
 
 
+@pytest.mark.parametrize("cores", [0, -1, 1.5, "2", True])
+def test_an_impossible_number_of_cores_is_no_failure_of_a_unit(
+    cores: Any, tmp_path: Path, quick: RunOptions
+) -> None:
+    folder = qpnuclei.plan(make_project(tmp_path / "place", 1) / "project", quick)
+    with pytest.raises(UsageError, match=f"workers={cores!r}: not "):
+        qpnuclei.infer(folder, device="cpu", workers=cores)
+    assert not (folder / "failures.jsonl").exists()
+    assert not shards(folder)
+
+
 @pytest.mark.parametrize(
     "shard", [(0, 1), (2, 1), (-1, 1), (1, 0), (1,), (1, 1, 1), "1/2", "12", 1, None, (1.0, 2.0)]
 )
@@ -819,6 +830,8 @@ def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: P
     assert "--retry-failed" in again.failures[0].error.hint
     assert (summary.run_dir / "failures.jsonl").read_text().splitlines() == failures
     assert shards(summary.run_dir, "1-bad.tif") == done
+    tried = qpnuclei.run(project, OPTIONS, retry_failed=True)
+    assert (tried.run_dir, tried.failures[0].error.what) == (summary.run_dir, error.what)
     qpnuclei.infer(summary.run_dir, device="cpu", retry_failed=True)
     retried = (summary.run_dir / "failures.jsonl").read_text().splitlines()
     assert len(retried) == len(failures)
