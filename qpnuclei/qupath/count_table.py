@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.exports.spreadsheet import BOM, no_formula, rounded
-from qpnuclei.qupath.names import table_text
+from qpnuclei.qupath.names import column_names, table_text
 from qpnuclei.system.files import Save, check_file_target, write_atomically
 from qpnuclei.system.json_text import json_bytes
 
@@ -178,15 +178,16 @@ def _parquet(table: _Table) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet
 
-    arrays = {
+    arrays = [
         # Give empty columns a type as well, so that tables can be joined.
-        table_text(name): pa.array(
+        pa.array(
             [table_text(value) if isinstance(value, str) else value for value in values],
             type=_type_of(name) if all(value is None for value in values) else None,
         )
         for name, values in table.items()
-    }
+    ]
+    names = column_names(table, " (other)")
     sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(pa.table(arrays), sink)
+    pyarrow.parquet.write_table(pa.table(arrays, names), sink)
     content: bytes = sink.getvalue().to_pybytes()
     return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qpnuclei.errors import UsageError
@@ -86,6 +86,32 @@ def table_text(text: str) -> str:
     UTF-8 has no lone surrogates, and HDF5 no NUL within a text.
     """
     return replace_lone_surrogates(text).replace("\0", "\ufffd")
+
+
+def column_names(names: Iterable[str], suffix: str, taken: Iterable[str] = ()) -> list[str]:
+    r"""Return the `table_text` of names of columns, so that no two columns have one name.
+
+    Parameters
+    ----------
+    names : iterable of str
+    suffix : str
+        Appended, if need be repeatedly, to a name that another column has already.
+    taken : iterable of str
+        Names that other columns of the table have.
+
+    Examples
+    --------
+    >>> column_names(["z", "a\ud800", "a\ud801"], " (other)", taken=["z"])
+    ['z (other)', 'a�', 'a� (other)']
+    """
+    used = set(taken)
+    found = []
+    for name in map(table_text, names):
+        while name in used:
+            name += suffix
+        used.add(name)
+        found.append(name)
+    return found
 
 
 def replace_lone_surrogates_in_json(value: Any, text: str) -> Any:

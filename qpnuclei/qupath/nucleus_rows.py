@@ -18,7 +18,7 @@ from qpnuclei.nuclei.exports.rows import (
 )
 from qpnuclei.qupath.counted_image import CountedImage, counted_image
 from qpnuclei.qupath.model import Annotation, ImageEntry, Project
-from qpnuclei.qupath.names import table_text
+from qpnuclei.qupath.names import column_names, table_text
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.regions import Region, rows_inside
 
@@ -129,13 +129,10 @@ def nucleus_rows(
     }
     arrays = [pa.array(columns[field.name], field.type) for field in FIELDS]
     table = pa.Table.from_arrays(arrays, schema=FIELDS)
-    taken = set(FIELDS.names)
-    for name, column in found.measurements.items():
-        column_name = table_text(name)
-        while column_name in taken or column_name in (GEOMETRY, CELL_GEOMETRY):
-            column_name += " (measurement)"
-        taken.add(column_name)
-        table = table.append_column(column_name, pa.array(column[rows].astype(np.float64)))
+    taken = (*FIELDS.names, GEOMETRY, CELL_GEOMETRY)
+    measured = column_names(found.measurements, " (measurement)", taken)
+    for name, column in zip(measured, found.measurements.values(), strict=True):
+        table = table.append_column(name, pa.array(column[rows].astype(np.float64)))
     is_cell = kinds[rows] == "cell"
     cells = None
     if is_cell.any():

@@ -72,6 +72,14 @@ def test_text_that_is_not_utf_8_is_written_in_every_format(suffix, tmp_path):
         assert r"/x/\udcff" in path.read_text("utf-8-sig")
 
 
+def test_columns_whose_names_become_equal_both_stay(tmp_path):
+    counts = zip(["Num A\ud800", "Num A\ud801", "Num A\0"], [1, 2, 3], strict=True)
+    write_table([dict(counts)], tmp_path / "t.parquet")
+    (row,) = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    first = "Num A\ufffd"
+    assert row == {first: 1, f"{first} (other)": 2, f"{first} (other) (other)": 3}
+
+
 def test_columns_stand_in_the_same_order_whatever_the_rows_have(tmp_path):
     first = {"image": "a", "Num Detections": 1, "Area µm^2 (mean)": 1.5, "uuid": None}
     second = {"image": "b", "Num Detections": 2, "Num Tumor": 2, "Area µm^2 (mean)": 2.5}
