@@ -141,7 +141,7 @@ Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
         def doubts = status == "not analysed" ? "" : doubtsOf(id, geometry, record)
         def otherSizes = status == "not analysed" || size == null ? "" : noteOfSizes(id, geometry, record, size.collect { it * 1000 })
         def otherStains = status == "not analysed" ? "" : noteOfStains(id, geometry, record, stains)
-        def gone = status == "not analysed" || nucleusClasses || inside.any { isNucleus(it, null) } ? "" : noteOfEmptied(id, geometry, record)
+        def gone = status == "not analysed" || nucleusClasses || nuclei || inside.any { isOurs(it) } ? "" : noteOfEmptied(id, geometry, record)
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",

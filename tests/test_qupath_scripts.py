@@ -725,7 +725,8 @@ ROW_OF_A_CASE = """
         def nucleus = roiOf(*one.nucleus)
         def list = new Expando(getMeasurementNames: { ["M"] }, get: { name -> one.M as double })
         def outer = one.cell ? roiOf(*one.cell) : nucleus
-        return objectOf("detection", one.get("class", "Nucleus"), it.ours, outer, [
+        def own = one.get("ours", true) ? it.ours : it.other
+        return objectOf("detection", one.get("class", "Nucleus"), own, outer, [
             isCell: { one.cell != null }, getNucleusROI: { nucleus },
             getMeasurementList: { list }])
     }
@@ -752,6 +753,7 @@ def test_the_script_has_the_rules_for_rows(jts: Groovy, tmp_path: Path) -> None:
                 "record": record_of(case),
                 "id": id_of("A"),
                 "ours": str(nucleus_id(bytes(10))),
+                "other": id_of("B"),
                 "detections": case["detections"],
                 "columns": list(case["row"]),
                 "classes": case.get("classes", []),
@@ -759,8 +761,8 @@ def test_the_script_has_the_rules_for_rows(jts: Groovy, tmp_path: Path) -> None:
             for case in cases
         ],
     )
-    for case, line in zip(cases, found, strict=True):
-        for (column, value), cell in zip(case["row"].items(), line.split(","), strict=True):
+    for case, cells in zip(cases, csv.reader(found), strict=True):
+        for (column, value), cell in zip(case["row"].items(), cells, strict=True):
             is_text = value is None or isinstance(value, str)
             found_value = cell if is_text else float(cell)
             expected = value or "" if is_text else pytest.approx(value)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from itertools import compress
 from typing import Any
 from uuid import UUID
 
@@ -425,11 +426,15 @@ class Record:
         return self._index.with_outline(annotation.area)
 
     def emptied(
-        self, centroids: npt.NDArray[np.float64], planes: npt.NDArray[np.int64]
+        self,
+        centroids: npt.NDArray[np.float64],
+        planes: npt.NDArray[np.int64],
+        ours: npt.NDArray[np.bool_],
     ) -> list[AnalysedArea]:
         """Return the areas that had nuclei after their run, and have none of N given ones.
 
-        Areas that meet those of later runs are left out: these may have replaced their nuclei.
+        A nucleus of another program is in an area only where nuclei count. Areas that meet those of
+        later runs are left out: these may have replaced their nuclei.
 
         Parameters
         ----------
@@ -437,6 +442,8 @@ class Record:
             Level-0 px.
         planes : (N, 2) int64 ndarray
             z-slice and time point of each.
+        ours : (N,) bool ndarray
+            Whether qpnuclei wrote each.
         """
         had = [
             area
@@ -444,16 +451,14 @@ class Record:
             if area.nuclei
             and not any(later.turn > area.turn for later in self._index.meeting(area.geometry))
         ]
-        # Kept and locked nuclei also count in the part of an area that its run left out.
         whole = [Region(None, valid_area(area.geometry)) for area in had]
-        inside = rows_inside(whole, centroids, planes)
-        none_in = [area for area, rows in zip(had, inside, strict=True) if len(rows) == 0]
-        # A nucleus on the border may be outside by rounding.
-        around = [
-            Region(None, shapely.buffer(valid_area(area.geometry), ROUNDING_PX)) for area in none_in
-        ]
-        near = rows_inside(around, centroids, planes)
-        return [area for area, rows in zip(none_in, near, strict=True) if len(rows) == 0]
+        counted = [self.analysed_part(region, Status.ANALYSED) for region in whole]
+        has_none = _have_none(counted, centroids, planes)
+        # Kept and locked nuclei of qpnuclei are in the stored number also where they do not count.
+        has_none[has_none] = _have_none(
+            list(compress(whole, has_none)), centroids[ours], planes[ours]
+        )
+        return list(compress(had, has_none))
 
     @cached_property
     def _index(self) -> AreaIndex:
@@ -536,6 +541,21 @@ def _takes_the_place_of(new: AnalysedArea, earlier: AnalysedArea) -> bool:
         return True
     told = [(area.check, area.bases) for area in (new, earlier)]
     return earlier.keeps_earlier and new.excluded.is_empty and told[0] == told[1]
+
+
+def _have_none(
+    regions: Sequence[Region], centroids: npt.NDArray[np.float64], planes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Return which regions have none of N nuclei, neither inside nor within rounding of them."""
+    has_none = np.ones(len(regions), bool)
+    for margin in (0.0, ROUNDING_PX):  # a wider region is made only if it decides
+        indices = np.flatnonzero(has_none)
+        near = [regions[i] for i in indices.tolist()]
+        if margin:
+            near = [Region(None, shapely.buffer(region.geometry, margin)) for region in near]
+        inside = rows_inside(near, centroids, planes)
+        has_none[indices] = [len(rows) == 0 for rows in inside]
+    return has_none
 
 
 def _unlike(now: Basis, areas: Iterable[AnalysedArea]) -> tuple[Basis, ...]:

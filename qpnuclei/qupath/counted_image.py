@@ -110,7 +110,9 @@ class CountedImage:
         """Areas in which runs found nuclei and none is left."""
         detections = self.objects.detections
         nuclei = Classes.of(detections, None).nuclei
-        return self.record.emptied(detections.centroids[nuclei], detections.planes[nuclei])
+        return self.record.emptied(
+            detections.centroids[nuclei], detections.planes[nuclei], detections.ours[nuclei]
+        )
 
     @property
     def _basis(self) -> Basis:

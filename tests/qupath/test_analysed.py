@@ -632,9 +632,12 @@ def test_areas_that_had_nuclei_and_have_none_are_found() -> None:
     regions = [Region.of(left), Region.of(right)]
     record = read(Record().with_run(regions, USED, nuclei=[3, 5]))
 
-    def emptied(record: Record, *points: tuple[float, float], z: int = 0) -> list[int]:
+    def emptied(
+        record: Record, *points: tuple[float, float], z: int = 0, ours: bool = True
+    ) -> list[int]:
         centroids, planes = np.array(points).reshape(-1, 2), np.tile([z, 0], (len(points), 1))
-        return [area.nuclei for area in record.emptied(centroids, planes)]
+        is_ours = np.full(len(points), ours)
+        return [area.nuclei for area in record.emptied(centroids, planes, is_ours)]
 
     assert emptied(record) == [3, 5]
     assert emptied(record, (10, 10)) == [5]
@@ -658,7 +661,12 @@ def test_areas_that_had_nuclei_and_have_none_are_found() -> None:
     assert emptied(around, (10, 10)) == [5]
     # A locked nucleus stays in an excluded part.
     part = Region(left, shapely.box(0, 0, 20, 40))
-    assert emptied(read(Record().with_run([part], USED, nuclei=[1])), (30, 10)) == []
+    with_locked = read(Record().with_run([part], USED, nuclei=[1]))
+    assert emptied(with_locked, (30, 10)) == []
+    # One of another program counts in the analysed part alone.
+    assert emptied(with_locked, (30, 10), ours=False) == [1]
+    assert emptied(with_locked, (10, 10), ours=False) == []
+    assert emptied(with_locked, (20.01, 10), ours=False) == []
 
 
 def test_areas_of_versions_that_did_not_store_stains_have_unknown_ones() -> None:

@@ -167,7 +167,8 @@ def test_rows_of_what_a_project_holds(case: dict[str, Any], tmp_path: Path) -> N
         if "cell" in detection:
             cells = NucleiTable.from_polygons([shapely.box(*detection["cell"])])
             nuclei = replace(nuclei, cells=cells)
-        ids = [nucleus_id(bytes([number]) * 10)]
+        is_ours = detection.get("ours", True)
+        ids = [nucleus_id(bytes([number]) * 10) if is_ours else uuid.UUID(int=number)]
         name = detection.get("class", "Nucleus")
         groups.append(DetectionGroup(None, nuclei, ids, name and PathClass(name)))
     edit = Edit(
