@@ -150,7 +150,7 @@ def check_grouping(by: Grouping, roi_classes: Sequence[str] | None) -> None:
     UsageError
         If both are given.
     """
-    if by == "image" and roi_classes is not None:
+    if by == "image" and roi_classes:
         raise UsageError(
             "--by image counts the whole analysed area of an image, so --roi has no effect on it",
             "use --by class with --roi: a row per image and class (in Python: by='class')",

@@ -12,6 +12,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qpnuclei
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.count_table import write_counts
@@ -118,6 +119,11 @@ def test_an_image_has_no_annotations_to_choose():
     project = open_project(SAMPLES / "0.5.1" / "project", backend="native")
     with pytest.raises(UsageError, match=r"by='class'"):
         count_project(project, project.images, "image", roi_classes=["Tumor"])
+    # No class chooses no annotation, and says nothing of the image.
+    images = count_project(project, project.images, "image")
+    assert qpnuclei.count(project, "image", roi_classes=[]) == images
+    assert qpnuclei.count(project, "annotation", roi_classes=[]) == []
+    assert qpnuclei.count(project, "class", roi_classes=[]) == []
 
 
 def test_planes_are_counted_separately():
