@@ -30,6 +30,9 @@ Found: TypeAlias = tuple[LabelArray, dict[str, ScoreMap]]
 #: float32 cannot represent every integer above it.
 _LARGEST_LABEL = 1 << 24
 
+#: Of a point of an outline from its centre, in px; OpenCV draws with 32-bit coordinates.
+_LARGEST_DISTANCE = 1 << 24
+
 #: Rounding may take a probability so far out of 0..1; logits and 8-bit values are further out.
 _ROUNDING = 1e-3
 
@@ -110,7 +113,8 @@ def _from_labels(outputs: Sequence[npt.NDArray[Any]], shape: tuple[int, int]) ->
         found = found[0]
     if found.ndim != 2:
         raise ModelError(f"a label map is (1, 1, H, W), but this model gives {outputs[0].shape}")
-    found = _cropped(found[None], shape)[0]
+    # NumPy rounds 8 bits to float16, which cannot be compared with the largest label.
+    found = _cropped(found[None], shape)[0].astype(np.float64)
     whole = np.rint(found)
     if not np.isfinite(whole).all() or whole.min() < 0 or whole.max() > _LARGEST_LABEL:
         raise ModelError("labels must be finite whole numbers, 0 or more")
@@ -147,6 +151,10 @@ def _from_stardist(
     rows, columns = rows[order], columns[order]
     angles = 2 * np.pi * np.arange(len(distances)) / len(distances)
     radii = np.maximum(distances[:, rows, columns].T, 0)
+    if radii.max(initial=0) > _LARGEST_DISTANCE:
+        raise ModelError(
+            f"distances must be in px of the input, but this model gives {radii.max():.3g}"
+        )
     x = columns[:, None] * grid + radii * np.cos(angles)
     y = rows[:, None] * grid + radii * np.sin(angles)
     polygons = shapely.make_valid(shapely.polygons(np.stack([x, y], axis=2)))
@@ -189,7 +197,8 @@ def _array(outputs: Sequence[npt.NDArray[Any]], index: int, what: str, dimension
             f"output {index + 1} must be {what}, but this model gives {shapes}",
             'see "output" and "channels" in its sidecar',
         )
-    found = np.asarray(outputs[index], np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        found = np.asarray(outputs[index], np.float32)
     if not np.isfinite(found).all():
         raise ModelError("the output of the network for these pixels is not finite (NaN)")
     return found
