@@ -58,8 +58,8 @@ class TrainingExample:
     def of(cls, rgb: RGB, known: PseudoLabels, seam_weight: float = 1.0) -> TrainingExample:
         """Make an example of a patch and its pseudo-labels.
 
-        Between nuclei that touch or nearly do, pixels weigh `seam_weight` (at least 1) times as
-        much as elsewhere: they are few, but they separate the nuclei (Ronneberger et al., "U-Net",
+        Between nuclei that touch or nearly do, pixels weigh `seam_weight` (1 to 25) times as much
+        as elsewhere: they are few, but they separate the nuclei (Ronneberger et al., "U-Net",
         MICCAI 2015, equation 2).
         """
         weight = known.weight * np.where(seams(known.labels), 1.0, 1 / seam_weight)

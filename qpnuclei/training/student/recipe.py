@@ -155,8 +155,9 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     renditions: Annotated[int, Meta(ge=0)] = 3
     #: Nuclei pasted into each of these (150 in 1000x1000 px).
     pastes_per_mm2: Annotated[float, Meta(ge=0, le=1e6)] = 2400.0
-    #: Of pixels between nuclei that touch, elsewhere it is 1.
-    seam_weight: Annotated[float, Meta(ge=1, le=1000)] = 3.0
+    #: Of pixels between nuclei that touch, elsewhere it is 1. Weights are stored in 8 bits, which
+    #: express ratios of up to 25 within 5 %.
+    seam_weight: Annotated[float, Meta(ge=1, le=25)] = 3.0
     #: Of the nuclei in them.
     repainted_share: Annotated[float, Meta(ge=0, le=1)] = 0.6
 

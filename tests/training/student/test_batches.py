@@ -3,6 +3,7 @@ import pytest
 from scipy import ndimage
 from skimage.draw import ellipse
 
+from qpnuclei.errors import UsageError
 from qpnuclei.training.student.batches import (
     TrainingExample,
     _random_jpeg,
@@ -55,6 +56,24 @@ def test_pixels_between_touching_nuclei_weigh_more():
     assert (weight[:, 3:7] == np.rint(255 * 0.5)).all()
     assert (weight[:, :3] == np.rint(255 * 0.5 / 3)).all()
     assert (weight[:, 7:] == np.rint(255 * 0.5 / 3)).all()
+
+
+@pytest.mark.parametrize("seam_weight", [1, 3, 24.9, 25])
+def test_stored_weights_have_the_ratio_of_the_recipe(seam_weight):
+    recipe = student_recipe({"name": "short", "seam_weight": seam_weight})
+    labels = np.zeros((9, 12), np.int32)
+    labels[:, 1:5], labels[:, 5:9] = 1, 2
+    known = PseudoLabels(labels, np.ones(labels.shape, np.float32))
+
+    example = TrainingExample.of(np.zeros((9, 12, 3), np.uint8), known, recipe.seam_weight)
+
+    weight = example.targets[0, :, 2].astype(float)
+    assert weight[4] / weight[0] == pytest.approx(seam_weight, rel=0.05)
+
+
+def test_a_seam_weight_that_8_bits_cannot_store_is_refused():
+    with pytest.raises(UsageError, match="seam_weight"):
+        student_recipe({"name": "short", "seam_weight": 26})
 
 
 def test_as_many_nuclei_are_pasted_as_the_area_of_the_patch_says(example):
