@@ -120,8 +120,8 @@ class ColourNormalisation(Struct, frozen=True, forbid_unknown_fields=True):
 
 #: Entry ``labels`` of `ModelMetadata.data` of a model that learned without labels.
 NO_LABELS = "none"
-#: The same of a model that learned from one whose metadata lack the entry.
-LABELS_NOT_STATED = "not stated"
+#: Entry ``labels`` or ``licence`` of a model that learned from one whose metadata lack it.
+NOT_STATED = "not stated"
 
 
 class ModelMetadata(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Any
 from qpnuclei._version import __version__
 from qpnuclei.choices import DEFAULT_EXCLUDED
 from qpnuclei.errors import number_of
-from qpnuclei.models.metadata import LABELS_NOT_STATED, NO_LABELS
+from qpnuclei.models.metadata import NO_LABELS, NOT_STATED
 from qpnuclei.models.registry import COARSE_ABOVE_MPP
 from qpnuclei.report.runs import Run
 from qpnuclei.segmentation.engine import views_of
@@ -246,7 +246,7 @@ def _learned(model: Mapping[str, Any]) -> str:
     if labels == NO_LABELS:
         return "a network that was trained without outlined nuclei, on pseudo-labels"
     # Records of earlier runs, and some models, do not state it.
-    drawn = " and on outlined nuclei" if labels and labels != LABELS_NOT_STATED else ""
+    drawn = " and on outlined nuclei" if labels and labels != NOT_STATED else ""
     return f"a network that was trained on pseudo-labels{drawn}"
 
 

@@ -23,7 +23,7 @@ from skimage.segmentation import find_boundaries
 
 from qpnuclei.errors import UsageError, number_of
 from qpnuclei.evaluation.boxes import BoxImage
-from qpnuclei.models.metadata import NO_LABELS, ModelMetadata, model_hash, read_metadata
+from qpnuclei.models.metadata import ModelMetadata, read_metadata
 from qpnuclei.models.registry import DEFAULT_MODEL, FINE_NETWORK, network_for, resolve_model
 from qpnuclei.report.pictures import PALETTE
 from qpnuclei.segmentation.postprocess import segment_instances
@@ -36,6 +36,7 @@ from qpnuclei.system.one_line import in_one_line
 from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
 from qpnuclei.training.config import read_recipe
 from qpnuclei.training.sources import Source
+from qpnuclei.training.student.ancestors import ancestors_of, labels_of, licences_of
 from qpnuclei.training.student.corrections import drawn_nuclei
 from qpnuclei.training.student.patches import SlideSample, sample_slides
 from qpnuclei.training.student.pseudo_labels import blur
@@ -180,7 +181,6 @@ def adapt(
             f"model {model!r} is of the family {metadata.family!r}: only students are adapted",
             "leave --model out, or name a model of train --config student",
         )
-    licence = str(metadata.data.get("licence") or "not stated")
     packaged = read_recipe(RECIPE)
     fields = {
         # What an older model does not state has the default, not the value of the packaged model.
@@ -189,9 +189,10 @@ def adapt(
         "mpp": metadata.mpp,
         "crop_px": _crop_px(metadata.mpp),
         "start": model,
-        "data_licence": f"of the model it started from: {licence}; and that of its own images",
         **(settings or {}),
     }
+    recipe = student_recipe(fields)
+    ancestors = ancestors_of(recipe)
     training = train_student(
         fields,
         sources,
@@ -204,7 +205,6 @@ def adapt(
     )
     if training.stopped or training.model is None:
         return Adaptation(training, [], [])
-    recipe = student_recipe(fields)
     before = Predictor.load(start, str(device))
     after = Predictor.load(training.model, str(device))
     changes: list[ImageChange] = []
@@ -225,7 +225,7 @@ def adapt(
     callbacks.on_tiles(len(compared), len(compared))
     doubts = find_doubts(changes)
     result = Adaptation(training, changes, doubts)
-    _write(folder, start, recipe, metadata, after.metadata, result)
+    _write(folder, recipe, ancestors, metadata, after.metadata, result)
     _write_picture(folder / PICTURE_FILE, _evenly(views, _PICTURE_IMAGES))
     return result
 
@@ -335,8 +335,8 @@ def _compare(sample: SlideSample, before: Predictor, after: Predictor) -> tuple[
 
 def _write(
     folder: Path,
-    start: Path,
     recipe: StudentRecipe,
+    ancestors: Sequence[ModelMetadata],
     was: ModelMetadata,
     now: ModelMetadata,
     adaptation: Adaptation,
@@ -347,15 +347,17 @@ def _write(
         "doubts": adaptation.doubts,
     }
     write_atomically(folder / CHANGES_FILE, (json.dumps(content, indent=2) + "\n").encode())
-    drawn, before = now.data.get("corrections"), was.data.get("labels", NO_LABELS)
+    drawn = now.data.get("corrections")
     card = _CARD.render(
         was=was,
         now=now,
-        start_sha256=model_hash(start),
+        start_sha256=now.recipe["start_sha256"],
         batches=number_of(sum(recipe.batches_of_rounds), "batch", "batches"),
         rounds=recipe.rounds,
         drawn=drawn and drawn_nuclei(**drawn),
-        inherited="" if before == NO_LABELS else before,
+        others=[model.name for model in ancestors if model != was],
+        inherited="; ".join(labels_of(ancestors)),
+        licences=licences_of(ancestors),
         **content,
     )
     write_atomically(folder / CARD_FILE, card.encode())

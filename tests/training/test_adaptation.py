@@ -90,7 +90,7 @@ def test_it_leaves_a_model_with_card_licence_and_what_changed(
     metadata = read_metadata(model)
     assert metadata.name == "adapted"
     assert metadata.data["images"] == ["ward 1.png"]  # --image left the other out
-    assert "CC BY 4.0" in metadata.data["licence"]
+    assert metadata.data["licence"] == "CC BY 4.0"
     assert metadata.recipe["start_sha256"] == model_hash(start)
     # As tuned as the model before it: counts of the two can be compared.
     assert metadata.post_processing == read_metadata(start).post_processing
@@ -136,6 +136,23 @@ def test_a_name_of_two_lines_is_one_in_the_card(project: Path, start: Path, tmp_
     lines = (tmp_path / "run" / CARD_FILE).read_text(encoding="utf-8").splitlines()
     assert r"* a\n* b" in lines
     assert any(line.startswith(r"| a\n* b | ") for line in lines)
+
+
+def test_the_card_says_of_labels_and_licence_what_the_metadata_say(
+    project: Path, start: Path, tmp_path: Path
+) -> None:
+    network, metadata = load_model(start)
+    older = tmp_path / "older.safetensors"
+    save_model(older, network, replace(metadata, data={}))
+    run = tmp_path / "run"
+    command(project, run, older, "--image", "ward 1*", "--set", "data_licence=CC0 1.0")
+    data = read_metadata(run / "model.safetensors").data
+    assert (data["labels"], data["licence"]) == ("not stated", "CC0 1.0; not stated")
+    card = (run / CARD_FILE).read_text(encoding="utf-8")
+    assert "without labels" not in card
+    assert "Those of the model it started from: not stated." in card
+    assert "That of the model it started from holds on:\n\n* not stated\n" in card
+    assert "That of the images above: CC0 1.0." in card
 
 
 @pytest.mark.parametrize("mpp", [0.23, 0.27])

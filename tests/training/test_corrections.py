@@ -160,8 +160,25 @@ def test_what_is_drawn_is_learned(drawn: Path, start: Path, tmp_path: Path) -> N
         assert engine_spec(str(model)).details["labels"] == "1 nucleus drawn in 1 box"
     card = (tmp_path / "child" / CARD_FILE).read_text(encoding="utf-8")
     assert "no label of any of them was read" in card
-    assert "The model it started from had learned from 1 nucleus drawn in 1 box." in card
+    assert "Those of the model it started from: 1 nucleus drawn in 1 box." in card
+    assert "without labels" not in card
     assert "that needs labels that it did not learn from" in card
+
+    # The same through what another model predicts.
+    labelled = adapt(
+        find_sources([drawn]),
+        tmp_path / "labelled",
+        model=str(start),
+        settings={**SHORT, "vote_share": 1.0, "labellers": [str(made[1])]},
+        device=CPU,
+    )
+    assert labelled.training.model is not None
+    data = read_metadata(labelled.training.model).data
+    assert data["labels"] == "1 nucleus drawn in 1 box"
+    card = (tmp_path / "labelled" / CARD_FILE).read_text(encoding="utf-8")
+    assert "without labels" not in card
+    assert "It also learned from what other models predict: `adapted`." in card
+    assert "Those of the models it learned from: 1 nucleus drawn in 1 box." in card
 
 
 def test_the_command(drawn: Path, start: Path, tmp_path: Path) -> None:

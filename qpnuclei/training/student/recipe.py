@@ -56,7 +56,7 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     name: ModelName
     origin: Literal["ours"] = "ours"
     description: str = ""
-    #: Of the images, as the model's metadata record it.
+    #: Of the images, as the model's metadata record it, beside those of the models it learns from.
     data_licence: str = ""
 
     #: Resolution of the model in µm/px.

@@ -26,7 +26,6 @@ from qpnuclei.evaluation.boxes import BoxImage
 from qpnuclei.evaluation.tuning import LabelledImage, read_validation, validation_digest
 from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.metadata import (
-    LABELS_NOT_STATED,
     NO_LABELS,
     ModelMetadata,
     PostProcessing,
@@ -51,6 +50,12 @@ from qpnuclei.training.run_folder import (
     write_metrics,
 )
 from qpnuclei.training.sources import Source
+from qpnuclei.training.student.ancestors import (
+    ancestors_of,
+    labels_of,
+    licences_of,
+    statement,
+)
 from qpnuclei.training.student.corrections import (
     Correction,
     correction_examples,
@@ -203,18 +208,12 @@ def train_student(
         device=device,
         callbacks=callbacks,
         progress=Progress() if state is None else state.progress,
-        inherited_labels=_labels_of([recipe.teacher, recipe.start, *recipe.labellers]),
+        ancestors=ancestors_of(recipe),
         student=network,
         start=start,
         unfinished=unfinished,
     )
     return run.train()
-
-
-def _labels_of(models: Sequence[str | None]) -> list[str]:
-    """Return what labels some models learned from, by their metadata, each once."""
-    data = [read_metadata(resolve_model(model)).data for model in models if model]
-    return list(dict.fromkeys(str(one.get("labels", LABELS_NOT_STATED)) for one in data))
 
 
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +236,7 @@ class _Run:
     device: torch.device
     callbacks: TrainingCallbacks
     progress: Progress
-    inherited_labels: Sequence[str]  # of the models that it learns from
+    ancestors: Sequence[ModelMetadata]  # the models that it learns from
     student: StudentNet  # of the last finished round; before the first round, its initial weights
 
     start: tuple[StudentNet, ModelMetadata] | None = None  # model that round 1 starts from
@@ -392,23 +391,20 @@ class _Run:
                 "images": [sample.name for sample in self.samples],
                 "mpx": round(sum(p.shape[0] * p.shape[1] for p in self._patches()) / 1e6, 1),
                 **self._labels(),
-                "licence": self.recipe.data_licence,
+                "licence": statement(self.recipe.data_licence, licences_of(self.ancestors)),
             },
             validation=dict(measured or {}),
             versions=versions_of_training(),
         )
 
     def _labels(self) -> dict[str, Any]:
-        """Return the entries on labels for the metadata.
-
-        Whoever learns from a model that learned from drawn nuclei has learned from them, too.
-        """
-        inherited = [labels for labels in self.inherited_labels if labels != NO_LABELS]
+        """Return the entries on labels for the metadata."""
+        inherited = labels_of(self.ancestors)
         if not self.corrections:
-            return {"labels": "; ".join(inherited) or NO_LABELS}
+            return {"labels": statement("", inherited) or NO_LABELS}
         nuclei, boxes = sum(c.nuclei for c in self.corrections), len(self.corrections)
         return {
-            "labels": "; ".join([drawn_nuclei(nuclei, boxes), *inherited]),
+            "labels": statement(drawn_nuclei(nuclei, boxes), inherited),
             "corrections": {"boxes": boxes, "nuclei": nuclei},
         }
 

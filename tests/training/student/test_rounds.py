@@ -10,7 +10,7 @@ from PIL import Image
 
 from qpnuclei.errors import NotFoundError, TrainingError, UsageError
 from qpnuclei.models.checkpoint import load_model, save_model
-from qpnuclei.models.metadata import LABELS_NOT_STATED, model_hash, read_metadata
+from qpnuclei.models.metadata import NO_LABELS, NOT_STATED, model_hash, read_metadata
 from qpnuclei.models.registry import DEFAULT_MODEL, network_for, resolve_model
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.training.callbacks import TrainingCallbacks
@@ -298,7 +298,46 @@ def test_labels_that_models_do_not_state_are_not_called_drawn(run, patches, tmp_
 
     result = train_student(fields, sources, tmp_path / "run", device=CPU)
 
-    assert read_metadata(result.model).data["labels"] == LABELS_NOT_STATED
+    data = read_metadata(result.model).data
+    assert (data["labels"], data["licence"]) == (NOT_STATED, NOT_STATED)
+
+
+@pytest.mark.parametrize(
+    ("learns_from", "licence"),
+    [
+        ({"start": "a"}, "CC BY 4.0"),
+        ({"teacher": "b"}, "CC0 1.0; 2 of ours"),
+        ({"teacher": "a", "start": "a"}, "CC BY 4.0"),
+        ({"start": "a", "labellers": ["b", "a"]}, "CC BY 4.0; CC0 1.0; 2 of ours"),
+        ({"start": "a", "data_licence": "own"}, "own; CC BY 4.0"),
+        ({"start": "a", "data_licence": "CC BY 4.0"}, "CC BY 4.0"),
+    ],
+)
+def test_the_licence_of_what_a_model_learns_from_holds_on(
+    run, patches, tmp_path, learns_from, licence
+):
+    network, metadata = load_model(run[1].model)
+    paths = {}
+    for name, stated in (("a", "CC BY 4.0"), ("b", "CC0 1.0; 2 of ours")):
+        paths[name] = str(tmp_path / f"{name}.safetensors")
+        save_model(
+            tmp_path / f"{name}.safetensors",
+            network,
+            structs.replace(metadata, name=name, data={"labels": NO_LABELS, "licence": stated}),
+        )
+    named = {
+        key: [paths[name] for name in value] if key == "labellers" else paths.get(str(value), value)
+        for key, value in learns_from.items()
+    }
+    own_labels = ("vote_share", "min_probability") if "teacher" in named else ()
+    tiny = {name: value for name, value in TINY.items() if name not in own_labels}
+    fields = {**tiny, "rounds": 1, "first_round_batches": 1, **named}
+
+    result = train_student(
+        fields, find_sources([patches], mpp=[0.25]), tmp_path / "run", device=CPU
+    )
+
+    assert read_metadata(result.model).data["licence"] == licence
 
 
 @pytest.mark.parametrize(
