@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
+#: ONNX Runtime's name for the type of `Network`'s input.
+_FLOAT32 = "tensor(float)"
+
 
 class OnnxEngineFactory:
     """Finds and loads ONNX files with their sidecars."""
@@ -50,6 +53,11 @@ class OnnxEngineFactory:
         inputs = session.get_inputs()
         if len(inputs) != 1:
             raise ModelError(f"{path} has {len(inputs)} inputs; it must have one, the image")
+        if inputs[0].type != _FLOAT32:
+            raise ModelError(
+                f"the input of {path} is {inputs[0].type}, but it must be {_FLOAT32}",
+                "export the network with an input of float32",
+            )
 
         def run(pixels: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
             try:
@@ -59,7 +67,8 @@ class OnnxEngineFactory:
             except Exception as error:  # as above
                 raise ModelError(
                     f"{path} failed on {pixels.shape}: {str(error).splitlines()[0]}",
-                    "check stride and channels in its sidecar",
+                    "check stride and channels in its sidecar; a network must accept every "
+                    "multiple of the stride as height and width",
                 ) from error
             return as_arrays(outputs, path)
 

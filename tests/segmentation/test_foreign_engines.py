@@ -312,6 +312,19 @@ def test_a_label_map_of_no_image_is_refused(tmp_path: Path) -> None:
         segment(engine, DISCS, mpp=0.5)
 
 
+def test_an_onnx_input_of_another_type_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    image = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 3, "h", "w"])
+    labels = helper.make_tensor_value_info("labels", TensorProto.UINT8, None)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["labels"])], "g", [image], [labels]
+    )
+    model = in_onnx(tmp_path, graph, output="labels")
+    with pytest.raises(
+        ModelError, match=r"model.onnx is tensor\(uint8\), but it must be tensor\(float"
+    ):
+        load_engine(model, CPU)
+
+
 def test_a_sequence_of_onnx_is_refused(tmp_path: Path) -> None:
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "h", "w"])
     listed = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)
