@@ -107,6 +107,8 @@ def demonstrate(
         Whatever makes a run fail.
     """
     truth = None
+    folder = directory / "project"
+    earlier = _earlier_project(folder, directory / SYNTHETIC_SLIDE if slide is None else slide)
     if slide is None:
         make_writable_folder(directory)
         say("painting a synthetic H&E slide of known nuclei")
@@ -121,7 +123,7 @@ def demonstrate(
         annotations = [_annotation("Tissue 1", TISSUE_CLASS, _tissue(slide, mpp))]
         make_writable_folder(directory)
     with interrupt_postponed():
-        project = _project(directory / "project", slide, mpp, annotations)
+        project = earlier or _new_project(folder, slide, mpp, annotations)
     say(f"finding the nuclei in {number_of(len(annotations), 'annotation')} of {project.path}")
     options = RunOptions(Selection(everything=True), model=model, device=device, mpp=mpp)
     plans, failed = plan_images(project.images, options)
@@ -177,18 +179,22 @@ def _tissue(path: Path, mpp: float | None) -> shapely.Geometry:
     return shapely.set_precision(tissue, 0.01)
 
 
-def _project(
+def _earlier_project(folder: Path, slide: Path) -> Project | None:
+    """Return the project of an earlier demonstration with this slide; None if there is none."""
+    if not folder.exists():
+        return None
+    project = open_project(folder)
+    if [e.path and resolved(e.path) for e in project.images] != [resolved(slide)]:
+        raise UsageError(
+            f"{project.path} is a project of another slide than {slide}",
+            "name another folder for this demonstration",
+        )
+    return project
+
+
+def _new_project(
     folder: Path, slide: Path, mpp: float | None, annotations: Sequence[NewAnnotation]
 ) -> Project:
-    """Open the project of an earlier demonstration with this slide, or make a new one."""
-    if folder.exists():
-        project = open_project(folder)
-        if [e.path and resolved(e.path) for e in project.images] != [resolved(slide)]:
-            raise UsageError(
-                f"{project.path} is a project of another slide than {slide}",
-                "name another folder for this demonstration",
-            )
-        return project
     made = create_from_slides(folder, [slide], mpp)
     entry = made.images[0]
     entry.write(Edit(annotations=annotations), entry.read().fingerprint)

@@ -69,3 +69,6 @@ def test_own_slide_with_its_tissue_as_annotation(tmp_path: Path) -> None:
     other = make_slide(tmp_path / "other-synthetic.tif", (1200, 1000)).path
     with pytest.raises(UsageError, match="another slide"):
         demonstrate(tmp_path / "out", other, device="cpu")
+    with pytest.raises(UsageError, match="another slide"):
+        demonstrate(tmp_path / "out", device="cpu", size=(600, 600))
+    assert not (tmp_path / "out" / SYNTHETIC_SLIDE).exists()
