@@ -107,7 +107,8 @@ def main() -> None:
     join_bash_words()
     try:
         try:
-            app()
+            # As `python -m qpnuclei`, too: scripts for shell completion contain the name.
+            app(prog_name="qpnuclei")
         finally:
             if sys.stdout is not None:
                 # If Python's own flush at exit failed, it would print a traceback.

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -276,3 +277,12 @@ def test_every_option_that_names_a_class_or_an_image_completes_it(
 
 def test_the_options_that_name_a_class_are_known() -> None:
     assert {"evaluate --roi", "evaluate --truth-class", "adapt --corrections"} < set(NAMING)
+
+
+def test_the_script_of_the_module_is_that_of_the_command() -> None:
+    """Shells complete `qpnuclei`; they cannot complete `python -m qpnuclei`."""
+    command = [sys.executable, "-m", "qpnuclei", "--show-completion"]
+    asked = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run([*command, "bash"], env=asked, capture_output=True, text=True, check=True)
+    assert "_QPNUCLEI_COMPLETE=complete_bash" in done.stdout
+    assert done.stdout.splitlines()[-1] == "complete -o default -F _qpnuclei_completion qpnuclei"
