@@ -186,12 +186,12 @@ def _data_as_written(earlier: ImageCommit, specs: Mapping[str, EngineSpec]) -> s
 
 
 def _is_written(earlier: ImageCommit, objects: ImageObjects) -> bool:
-    """Return whether an image holds the planned result, and this folder can complete it.
+    """Return whether an image holds the planned result, and this folder completes it.
 
     The same plan in another folder has the same marker, so the marker alone does not tell.
     """
     record = Record.of(objects.properties, earlier.entry.name)
-    return record.has_run(earlier.image.marker) and earlier.can_complete_earlier
+    return record.has_run(earlier.image.marker) and earlier.completes_earlier
 
 
 def _planned_image(

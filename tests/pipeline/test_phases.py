@@ -498,19 +498,32 @@ def test_an_image_is_finished_only_in_the_folder_that_has_its_nuclei(
     assert nuclei_of(project) == found
 
 
-def test_a_run_computes_an_image_again_whose_copies_and_shards_are_gone(
-    tmp_path: Path, quick: RunOptions
+@pytest.mark.parametrize("on_existing", ["replace", "append", "skip"])
+def test_a_copy_of_nuclei_that_are_gone_is_refused_and_the_image_left_as_it_is(
+    tmp_path: Path, quick: RunOptions, on_existing: OnExisting
 ) -> None:
     project = make_project(tmp_path / "place", 1) / "project"
-    options = replace(quick, run_dir=tmp_path / "run", parquet_dir=tmp_path / "copies")
-    first = qpnuclei.run(project, options)
+    options = replace(
+        quick,
+        on_existing=on_existing,
+        run_dir=tmp_path / "run",
+        parquet_dir=tmp_path / "copies",
+    )
+    qpnuclei.run(project, options)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "state": "running"}))
     (copy,) = (tmp_path / "copies").iterdir()
     copy.unlink()
     shutil.rmtree(tmp_path / "run" / "shards")
-    summary = qpnuclei.run(project, options)
-    assert (summary.failures, summary.nuclei, copy.exists()) == ([], first.nuclei, True)
+    (image,) = open_project(project).images
+    objects = image.read()
+    image.write(Edit(remove=frozenset({0})), objects.fingerprint)
+    left = nuclei_of(project)
+    (failure,) = qpnuclei.run(project, options).failures
+    assert re.search(r"shards/.*\.parquet is missing", failure.error.what)
+    assert "infer" in failure.error.hint
+    assert nuclei_of(project) == left
+    assert not copy.exists()
 
 
 def test_a_commit_joins_the_units_of_an_image_that_another_copy_of_the_folder_has_written(

@@ -79,13 +79,13 @@ class ImageCommit:
         return self._found().about.device
 
     @property
-    def can_complete_earlier(self) -> bool:
-        """Whether the folder holds what `complete_earlier` needs.
+    def completes_earlier(self) -> bool:
+        """Whether `complete_earlier` is for this folder: it saved the image, or has its nuclei.
 
-        It does not if a run in another folder, with the same plan, has written the image.
+        Otherwise a run in another folder, with the same plan, has written the image.
         """
         stored = stored_result(self.folder, self.image)
-        if stored and stored.is_saved and not are_missing(self.entry, self.options, stored):
+        if stored and stored.is_saved:
             return True
         with suppress(FormatError):
             return self.folder.shard(self.image, self.layout.name).exists()
