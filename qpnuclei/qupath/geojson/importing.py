@@ -44,7 +44,7 @@ from qpnuclei.qupath.model import (
     PathClass,
     Project,
 )
-from qpnuclei.qupath.names import checked_class_name, class_of, stored_class_name
+from qpnuclei.qupath.names import checked_class_name, class_of, stored_class_name, table_text
 from qpnuclei.qupath.regions import Region, region_of
 from qpnuclei.system.locks import locked
 from qpnuclei.system.unicode_forms import nfc
@@ -166,6 +166,11 @@ def import_file(
         return incoming.result
 
 
+def _written(name: str) -> str:
+    """Return the name of an image as tables of nuclei have it, however its letters are composed."""
+    return nfc(table_text(name))
+
+
 class _Incoming:
     """Collects the objects to import into an image."""
 
@@ -173,8 +178,8 @@ class _Incoming:
         self, project: Project, entry: ImageEntry, objects: ImageObjects, class_name: str | None
     ) -> None:
         self._project = project
-        self._image = (nfc(entry.name), entry.id)
-        self._images = {(nfc(other.name), other.id) for other in project.images}
+        self._image = (_written(entry.name), entry.id)
+        self._images = {(_written(other.name), other.id) for other in project.images}
         self._of_others: Counter[tuple[str, str]] = Counter()
         self._objects = objects
         self._class_name = class_name
@@ -328,7 +333,7 @@ class _Incoming:
 
         Entry IDs of another project mean nothing, so they only decide between images of one name.
         """
-        named = (nfc(name), own_id)
+        named = (_written(name), own_id)
         return named[0] != self._image[0] or (named != self._image and named in self._images)
 
     def _is_known(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:

@@ -629,6 +629,21 @@ def test_nuclei_of_other_images_are_left_out(project: Project, tmp_path: Path) -
     assert own_ids == {o.id for o in read_objects(path) if o.image == (names[0], "1")}
 
 
+def test_an_image_knows_its_nuclei_though_tables_cannot_have_its_name(
+    project: Project, tmp_path: Path
+) -> None:
+    text = project.path.read_text("utf-8")
+    text = text.replace(json.dumps(project.images[0].name), json.dumps("a\0b"))
+    project.path.write_text(text, "utf-8")
+    project = open_project(project.path)
+    assert project.images[0].name == "a\0b"
+    path = tmp_path / "all.geojson"
+    here, there = nuclei_of_two_images(project, path)
+    done = import_file(project, project.images[0], path)
+    assert (done.detections, done.already_there) == (0, here)
+    assert [other.objects for other in done.other_images] == [there]
+
+
 def test_a_file_of_other_images_alone_is_refused(project: Project, tmp_path: Path) -> None:
     path = tmp_path / "all.geojson"
     one, two = nuclei_of_two_images(project, path)
