@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpnuclei._version import __version__
-from qpnuclei.errors import QpnucleiError, UsageError
+from qpnuclei.errors import QpnucleiError, UsageError, quoted
 from qpnuclei.qupath.adding import add_slides, new_ones
 from qpnuclei.qupath.create import PROJECT_NAME, check_new_folder, create_from_slides
 from qpnuclei.qupath.model import ImageEntry, Project
@@ -141,9 +141,23 @@ class ResultsFolder:
         path = self.path / MARK
         try:
             files = json.loads(read_regular(path))["files"]
-            return {str(name): list(map(str, digests)) for name, digests in files.items()}
+            return {str(name): _digests(listed) for name, listed in files.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise unreadable(path, error, hint="name a new folder") from error
+
+
+def _digests(listed: object) -> list[str]:
+    """Return the digests of a file, of which older versions listed only one, as a text.
+
+    Raises
+    ------
+    TypeError
+        If they are no texts.
+    """
+    digests = [listed] if isinstance(listed, str) else listed
+    if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
+        raise TypeError(f"{quoted(listed)} is not a list of digests")
+    return digests
 
 
 def _mark(files: Mapping[str, Sequence[str]]) -> bytes:

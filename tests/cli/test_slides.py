@@ -19,12 +19,12 @@ import shapely
 from PIL import Image
 
 import qpnuclei as package
-from qpnuclei.errors import LockedError, NotFoundError, SlideError, UsageError
+from qpnuclei.errors import FormatError, LockedError, NotFoundError, SlideError, UsageError
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Edit
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
-from qpnuclei.qupath.results_folder import ResultsFolder
+from qpnuclei.qupath.results_folder import MARK, ResultsFolder
 from qpnuclei.slides.slide import open_slide
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE
 from qpnuclei.system.locks import locked
@@ -313,20 +313,55 @@ def test_a_table_that_was_being_written_when_a_process_was_killed_is_replaced(
             raise KeyboardInterrupt
         return done
 
-    def write(content: bytes) -> Path:
-        return folder.write("counts.csv", lambda path, save: save(path, content))
-
-    table = write(b"first")
+    table = table_written(folder, b"first")
     for end in (killed, killed_after):
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", end)
             with pytest.raises(KeyboardInterrupt):
-                write(b"second")
-        assert write(b"third") == table
+                table_written(folder, b"second")
+        assert table_written(folder, b"third") == table
         assert table.read_bytes() == b"third"
     table.write_bytes(b"mine")
-    assert write(b"fourth").name == "counts-2.csv"
+    assert table_written(folder, b"fourth").name == "counts-2.csv"
     assert table.read_bytes() == b"mine"
+
+
+def table_written(folder: ResultsFolder, content: bytes) -> Path:
+    return folder.write("counts.csv", lambda path, save: save(path, content))
+
+
+def results_listing(slide: Path, folder: ResultsFolder, digests: Callable[[str], object]) -> None:
+    """Make results with a table, in whose list the digest stands in another way."""
+    folder.project_of([slide], AskedMpp(0.25), pytest.fail)
+    table_written(folder, b"first")
+    mark = folder.path / MARK
+    content = json.loads(mark.read_bytes())
+    (digest,) = content["files"]["counts.csv"]
+    content["files"]["counts.csv"] = digests(digest)
+    mark.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("found", "name"), [(b"first", "counts.csv"), (b"mine", "counts-2.csv")])
+def test_a_table_that_an_older_version_listed_is_replaced_unless_it_was_changed(
+    found: bytes, name: str, slides: Path, tmp_path: Path
+) -> None:
+    """They listed one digest, as a text."""
+    folder = ResultsFolder(tmp_path / "results")
+    results_listing(slides / "b.png", folder, lambda digest: digest)
+    (folder.path / "counts.csv").write_bytes(found)
+    assert table_written(folder, b"second").name == name
+    assert (folder.path / name).read_bytes() == b"second"
+
+
+@pytest.mark.parametrize("wrong", [None, 1, {}, [1], [None]])
+def test_a_list_of_results_without_digests_is_refused(
+    wrong: object, slides: Path, tmp_path: Path
+) -> None:
+    folder = ResultsFolder(tmp_path / "results")
+    results_listing(slides / "b.png", folder, lambda _: wrong)
+    with pytest.raises(FormatError, match=r"results\.json cannot be read: .* list of digests"):
+        table_written(folder, b"second")
+    assert (folder.path / "counts.csv").read_bytes() == b"first"
 
 
 def test_annotations_drawn_in_the_results_are_analysed_where_they_are_named(
