@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from qpnuclei.choices import Grouping
@@ -209,10 +209,13 @@ def write_report(
 def held(
     project: str | os.PathLike[str] | Project,
 ) -> AbstractContextManager[Project]:
-    """Hold a project and open it (see `held_project`), unless it is open already."""
+    """Hold a project, and open it (see `held_project`) even if it is open.
+
+    QuPath and other processes may have changed it since it was opened.
+    """
     if isinstance(project, str | os.PathLike):
         return held_project(project)
-    return nullcontext(project)
+    return held_project(project.path, project.backend, project.image_root)
 
 
 def opened_project(project: str | os.PathLike[str] | Project) -> Project:

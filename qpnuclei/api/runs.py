@@ -36,6 +36,7 @@ def run(
     Parameters
     ----------
     project : path-like or Project
+        A `Project` is opened again, as another program may have changed it.
     options : RunOptions, optional
         Selection of annotations, and settings.
     images : sequence of str
@@ -245,7 +246,7 @@ def commit(
     ----------
     run_dir : path-like
     project : path-like or Project, optional
-        Project to write into; the planned one by default.
+        Project to write into; the planned one by default. A `Project` is opened again.
     force : bool
         Write even if another program saved the image since it was planned; see ``--force``.
     geojson_dir, parquet_dir : path-like, optional

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -409,7 +409,7 @@ class Project(Protocol):
         """The ``.qpproj`` file."""
 
     @property
-    def backend(self) -> str:
+    def backend(self) -> Literal["native", "paquo"]:
         """``"native"`` or ``"paquo"``."""
 
     @property

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SaveError, number_of
 from qpnuclei.qupath import project_file
@@ -65,7 +65,7 @@ def open_project(path: str | Path, image_root: str | Path | None = None) -> Nati
 class NativeProject(project_file.ProjectFolder):
     """A QuPath project; see `qpnuclei.qupath.model.Project`."""
 
-    backend = "native"
+    backend: Final = "native"
 
     def __init__(self, path: Path, image_root: Path | None = None) -> None:
         self.path = path

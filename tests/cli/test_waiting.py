@@ -20,7 +20,8 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.report import page
 from qpnuclei.system.locks import locked
 from tests.cli.conftest import Outcome
-from tests.cli.test_slides import RUN, counts, paint
+from tests.cli.slide_runs import RUN, counts
+from tests.slides.pictures import paint
 
 Call = Callable[..., Outcome]
 
@@ -136,6 +137,32 @@ def test_commit_refuses_an_image_whose_pixel_size_was_changed_meanwhile(project:
     assert done.returncode == 1
     assert "the pixel size of image a.png changed in the project" in done.stderr
     assert entry.data_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("in_phases", [False, True])
+def test_an_open_project_that_was_changed_in_qupath_is_analysed_as_it_is_now(
+    in_phases: bool, project: Path
+) -> None:
+    options = RunOptions(Selection(tissue=True), device="cpu", workers=1, run_dir=Path("run"))
+    opened = package.open_project(project, backend="native")
+    change_mpp(project)
+    if in_phases:
+        folder = package.infer(package.plan(opened, options), device="cpu")
+        summary = package.commit(folder, opened)
+    else:
+        summary = package.run(opened, options)
+    assert summary.failures == []
+    assert [image.mpp for image in summary.images] == [(0.5, 0.5)]
+    (image,) = RunPlan.read(Path("run", "plan.json")).images
+    assert (image.mpp, image.project_mpp) == ((0.5, 0.5), (0.5, 0.5))
+
+
+def test_commit_into_an_open_project_sees_an_image_that_was_added_meanwhile(project: Path) -> None:
+    options = RunOptions(Selection(tissue=True), device="cpu", workers=1)
+    opened = package.open_project(project, backend="native")
+    package.add_slides(project, ["b.png"], 0.25)
+    folder = package.infer(package.plan(project, options), device="cpu")
+    assert [image.name for image in package.commit(folder, opened).images] == BOTH
 
 
 def test_of_two_runs_of_slides_the_second_writes_the_results_of_both(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qpnuclei.errors import FormatError
 from qpnuclei.qupath import project_file
@@ -53,7 +53,7 @@ def open_project(path: str | os.PathLike[str], image_root: Path | None = None) -
 class PaquoProject(project_file.ProjectFolder):
     """A QuPath project (see `qpnuclei.qupath.model.Project`), opened by QuPath itself."""
 
-    backend = "paquo"
+    backend: Final = "paquo"
 
     def __init__(
         self, path: Path, content: Mapping[str, Any], image_root: Path | None = None
