@@ -33,8 +33,10 @@ class Stains:
     name: str
     stain_names: tuple[str, ...]
     vectors: tuple[tuple[float, float, float], ...]
-    background: tuple[float, float, float] = (255.0, 255.0, 255.0)
+    background: tuple[float, float, float]
 
+
+_WHITE = (255.0, 255.0, 255.0)
 
 #: Unit vectors of the stains of an image, and its background: rows of red, green, blue.
 StainRows = tuple[tuple[float, float, float], ...]
@@ -47,6 +49,7 @@ DEFAULT_HE = Stains(
     "H&E default",
     ("Hematoxylin", "Eosin"),
     ((0.65111, 0.70119, 0.29049), (0.2159, 0.8012, 0.5581)),
+    _WHITE,
 )
 
 #: QuPath's default for Brightfield (H-DAB).
@@ -54,12 +57,12 @@ DEFAULT_H_DAB = Stains(
     "H-DAB default",
     ("Hematoxylin", "DAB"),
     ((0.65111, 0.70119, 0.29049), (0.26917, 0.56824, 0.77759)),
+    _WHITE,
 )
 
 
 Float = npt.NDArray[np.float32]
 
-_WHITE = (255.0, 255.0, 255.0)
 #: Macenko's beta, but with decadic logarithms: pixels with a smaller optical density in any channel
 #: are too pale.
 _MIN_DENSITY = 0.15
@@ -231,6 +234,7 @@ def estimate_macenko(rgb: RGB) -> Stains:
         "H&E estimated",
         DEFAULT_HE.stain_names[:2],
         ((haematoxylin[0], haematoxylin[1], haematoxylin[2]), (eosin[0], eosin[1], eosin[2])),
+        _WHITE,
     )
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from operator import methodcaller
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -80,11 +81,33 @@ def checked(content: object, kind: type[_Kind], *, strict: bool = True) -> _Kind
     """
     try:
         # Of other types than JSON's, only paths are fields.
-        return msgspec.convert(content, kind, strict=strict, dec_hook=lambda to, value: to(value))
+        made = msgspec.convert(content, kind, strict=strict, dec_hook=lambda to, value: to(value))
     except msgspec.ValidationError as error:
         raise _field_error(str(error), content, kind) from error
     except UnicodeEncodeError as error:  # msgspec lets it through
         raise FieldError("", f"half a character in the text {quoted(error.object)}") from error
+    _refuse_unknown_fields(content, made, [])
+    return made
+
+
+def _refuse_unknown_fields(content: Any, made: object, steps: list[str | int]) -> None:
+    """Refuse unknown fields of data classes: msgspec refuses only those of its own classes."""
+    if is_dataclass(made):
+        for name in content.keys() - {field.name for field in fields(made)}:
+            raise _unknown([*steps, name], content[name])
+    if is_dataclass(made) or isinstance(made, msgspec.Struct):
+        for name, part in content.items():
+            _refuse_unknown_fields(part, getattr(made, name), [*steps, name])
+    elif isinstance(made, list | tuple):
+        for index, (part, value) in enumerate(zip(content, made, strict=True)):
+            _refuse_unknown_fields(part, value, [*steps, index])
+    elif isinstance(made, dict):
+        for (name, part), value in zip(content.items(), made.values(), strict=True):
+            _refuse_unknown_fields(part, value, [*steps, name])
+
+
+def _unknown(steps: Sequence[str | int], given: object) -> FieldError:
+    return FieldError(_dotted(steps), "there is no such field", given, True)
 
 
 def as_json(value: object) -> Any:
@@ -113,7 +136,7 @@ def _field_error(message: str, content: object, kind: Any) -> FieldError:
     value = _value_at(content, steps)
     if unknown := _UNKNOWN.fullmatch(problem):
         given = value.get(unknown[1]) if isinstance(value, dict) else None
-        return FieldError(_dotted([*steps, unknown[1]]), "there is no such field", given, True)
+        return _unknown([*steps, unknown[1]], given)
     if choices := _choices_at(kind, steps):
         problem = f"expected {' or '.join(map(repr, choices))}"
     problem = _QUOTED.sub(_in_words, problem).replace("Expected ", "expected ", 1)

@@ -936,6 +936,29 @@ def test_a_plan_of_another_version_or_format_says_what_differs(
     assert caught.value.hint == "plan the run again"
 
 
+@pytest.mark.parametrize("field", ["name", "stain_names", "vectors", "background"])
+def test_a_plan_with_a_missing_or_misspelt_field_of_the_stains_is_refused(
+    a_plan: Path, tmp_path: Path, field: str
+) -> None:
+    plan = json.loads(a_plan.read_text())
+    stains = plan["images"][0]["stains"]
+    for named, said in ((f"{field}s", "there is no such field"), (None, "it is missing")):
+        changed = {name: value for name, value in stains.items() if name != field}
+        plan["images"][0]["stains"] = changed if named is None else {**stains, named: 1}
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        refused = rf"not the plan of a run: 'images\.0\.stains\.{named or field}'.*{said}"
+        with pytest.raises(FormatError, match=refused):
+            qpnuclei.infer(tmp_path)
+
+
+def test_a_plan_with_a_misspelt_option_is_refused(a_plan: Path, tmp_path: Path) -> None:
+    plan = json.loads(a_plan.read_text())
+    plan["arguments"]["treshold"] = plan["arguments"].pop("threshold")
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(FormatError, match="no valid run options"):
+        qpnuclei.infer(tmp_path)
+
+
 def test_nor_does_a_link(a_plan: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -21,6 +21,8 @@ from qpnuclei.slides.stains import (
 )
 from tests.paths import MEASUREMENTS
 
+WHITE = (255.0, 255.0, 255.0)
+
 
 def test_optical_density_by_hand():
     rgb = np.array([[255, 0, 51], [254, 128, 1]], np.uint8)
@@ -35,7 +37,7 @@ def test_brighter_than_the_background_is_no_negative_density():
 
 
 def test_stain_matrix_is_of_unit_vectors_with_their_cross_product():
-    matrix = stain_matrix(Stains("x", ("A", "B"), ((2, 0, 0), (0, 0, 3))))
+    matrix = stain_matrix(Stains("x", ("A", "B"), ((2, 0, 0), (0, 0, 3)), WHITE))
     np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 0, 1], [0, -1, 0]], atol=1e-12)
 
 
@@ -50,7 +52,7 @@ def test_stain_matrix_is_of_unit_vectors_with_their_cross_product():
     ],
 )
 def test_impossible_stains_are_named(vectors, message):
-    stains = Stains("x", ("A", "B", "C")[: len(vectors)], vectors)
+    stains = Stains("x", ("A", "B", "C")[: len(vectors)], vectors, WHITE)
     for use in (stain_matrix, check_stains):
         with pytest.raises(ValueError, match=message):
             use(stains)
@@ -145,7 +147,7 @@ def angle(a, b):
     ],
 )
 def test_macenko_finds_the_stains_of_a_mixture(vectors, noise):
-    truth = Stains("truth", ("Hematoxylin", "Eosin"), vectors)
+    truth = Stains("truth", ("Hematoxylin", "Eosin"), vectors, WHITE)
     found = estimate_macenko(mixture(truth, noise=noise))
     # Pure pixels are few among many mixtures, and 1 % at each end is taken for outliers.
     assert angle(found.vectors[0], vectors[0]) < 4

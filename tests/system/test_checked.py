@@ -90,6 +90,27 @@ def test_paths_are_made_of_texts() -> None:
         checked({"folder": 3}, Options)
 
 
+class Places(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    one: Options = Options()
+    many: tuple[Options, ...] = ()
+    named: dict[str, Options] = {}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "field"),
+    [
+        ({"foldr": "a"}, Options, "foldr"),
+        ({"one": {"folder": "a", "foldr": "b"}}, Places, "one.foldr"),
+        ({"many": [{}, {"foldr": "b"}]}, Places, "many.1.foldr"),
+        ({"named": {"x": {}, "y": {"foldr": "b"}}}, Places, "named.y.foldr"),
+    ],
+)
+def test_a_data_class_has_no_unknown_fields_either(content: object, kind: type, field: str) -> None:
+    with pytest.raises(FieldError, match="there is no such field") as caught:
+        checked(content, kind)
+    assert (caught.value.field, caught.value.is_unknown) == (field, True)
+
+
 def test_what_python_made_becomes_what_a_file_would_hold() -> None:
     made = Whole(
         name="a", part=Part(share=np.float64(1), sizes=[1]), more={"x": (1, np.float64(2))}
