@@ -208,6 +208,7 @@ def _planned_image(
         mpp=plan.scale.mpp,
         mpp_source=plan.mpp_source,
         project_mpp=plan.project_mpp,
+        stated_mpp=plan.entry.server.mpp,
         downsample=plan.scale.downsample,
         stains=plan.stains,
         regions=tuple(PlannedRegion.of(region) for region in plan.regions),

@@ -22,7 +22,7 @@ from qpnuclei.errors import UsageError
 from qpnuclei.nuclei.ids import NucleusIds, is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import valid_area
-from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.slides.calibration import Mpp, PixelCalibration
 from qpnuclei.slides.stains import Stains
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class ImageServer:
         Level-0 size in px; None if the project does not state it.
     size_z, size_t : int
         Number of z-slices and time points.
+    mpp : (float, float) or None
+        µm per level-0 px in x and y; None if the project does not state it, so that QuPath shows
+        that of the image file.
     """
 
     builder_types: tuple[str, ...]
@@ -59,6 +62,7 @@ class ImageServer:
     height: int | None = None
     size_z: int = 1
     size_t: int = 1
+    mpp: Mpp | None = None
 
 
 def packed_rgb(red: int, green: int, blue: int) -> int:

@@ -285,6 +285,7 @@ def image_server(builder: Mapping[str, Any]) -> ImageServer:
         height=_whole(metadata.get("height")),
         size_z=_whole(metadata.get("sizeZ")) or 1,
         size_t=_whole(metadata.get("sizeT")) or 1,
+        mpp=pixel_calibration(builder).mpp_xy,
     )
 
 

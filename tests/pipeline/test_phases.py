@@ -712,6 +712,27 @@ def test_a_commit_refuses_an_image_that_the_project_describes_otherwise_meanwhil
     assert len(project.images[1].read().detections) == 0
 
 
+def test_a_pixel_size_that_only_qupath_knows_does_not_change(tmp_path: Path) -> None:
+    """QuPath takes it from the file where the project states none, as in projects of paquo."""
+    place = make_project(tmp_path / "place", 1)
+    run_dir = qpnuclei.infer(qpnuclei.plan(place / "project", OPTIONS), device="cpu")
+
+    def without_metadata(server: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in server.items() if key != "metadata"}
+
+    plan = json.loads((run_dir / "plan.json").read_text())
+    (image,) = plan["images"]
+    assert image["project_mpp"] == image["stated_mpp"] == [0.25, 0.25]
+    image["stated_mpp"] = None  # as planned through QuPath, which reads 0.25 from the file
+    (run_dir / "plan.json").write_text(json.dumps(plan))
+    edit_server(place, lambda server: with_mpp(server, 0.5))
+    (failure,) = qpnuclei.commit(run_dir).failures
+    assert "it is 0.5 µm/px, and the nuclei were found at 0.25" in failure.error.what
+    edit_server(place, without_metadata)
+    summary = qpnuclei.commit(run_dir)
+    assert (summary.failures, summary.nuclei > 0) == ([], True)
+
+
 def test_a_pixel_size_stored_with_other_rounding_is_the_same_though_another_one_was_given(
     tmp_path: Path,
 ) -> None:

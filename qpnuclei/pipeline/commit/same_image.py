@@ -13,7 +13,6 @@ from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.qupath.images import Opening, opening_of
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.qupath.uris import parse_file_uri
 from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.resolution import agree, mpp_text, same_mpp
@@ -48,7 +47,7 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
             raise ConflictError(
                 f"image {entry.name} has another slide than when it was planned: {entry.path}"
             )
-    now, planned = project_mpp(entry), image.project_mpp
+    now, planned = entry.server.mpp, image.stated_mpp
     if not same_mpp(now, planned) and (now is None or not agree(now, image.mpp)):
         raise ConflictError(
             f"the pixel size of image {entry.name} changed in the project since it was planned: "

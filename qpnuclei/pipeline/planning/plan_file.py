@@ -49,7 +49,10 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     uris : tuple of str
         Of the image's files, as the project states them.
     project_mpp : (float, float) or None
-        Pixel size in the project.
+        Pixel size in the project. If the project does not state it, QuPath knows that of the file,
+        but the native backend does not.
+    stated_mpp : (float, float) or None
+        Pixel size that the project states: the same for both backends.
     data : str
         Fingerprint of the image's data in the project when it was planned.
     inputs : str
@@ -73,6 +76,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     mpp: tuple[float, float]
     mpp_source: str
     project_mpp: tuple[float, float] | None
+    stated_mpp: tuple[float, float] | None
     downsample: tuple[float, float]
     stains: Stains
     regions: tuple[PlannedRegion, ...]

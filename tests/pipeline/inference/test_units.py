@@ -144,6 +144,7 @@ def image_of(**changes: object) -> PlannedImage:
         mpp=(0.5, 0.5),
         mpp_source="--mpp",
         project_mpp=None,
+        stated_mpp=None,
         downsample=(1.0, 1.0),
         stains=DEFAULT_HE,
         regions=(PlannedRegion.of(Region(None, shapely.box(0, 0, 9, 9))),),
