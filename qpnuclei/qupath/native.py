@@ -33,7 +33,7 @@ from qpnuclei.qupath.transaction import (
 from qpnuclei.qupath.uris import find_image
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import Stains
-from qpnuclei.system.files import read_regular, unreadable
+from qpnuclei.system.files import read_regular, state_of, unreadable
 from qpnuclei.system.locks import locked
 
 _log = logging.getLogger(__name__)
@@ -335,12 +335,11 @@ class NativeImage:
     def _state(self) -> tuple[int, int, int] | None:
         """Return what tells the data file from a later one, without its content; None if absent."""
         try:
-            status = self.data_path.stat()
+            return state_of(self.data_path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise unreadable(self.data_path, error) from error
-        return status.st_size, status.st_mtime_ns, status.st_ino
 
     def _new_data_file(self) -> DataFile:
         version = self._project.version or ""

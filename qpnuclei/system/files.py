@@ -52,6 +52,12 @@ def read_regular(path: Path) -> bytes:
         return stream.read()
 
 
+def state_of(path: Path) -> tuple[int, int, int]:
+    """Return what tells a file from a later one, without its content."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for binary writing that replaces `path` if the block succeeds.

@@ -47,6 +47,7 @@ from qpnuclei.pipeline.planning.plan_file import RunPlan
 from qpnuclei.pipeline.run import analyse_project
 from qpnuclei.pipeline.selection import Selection
 from qpnuclei.pipeline.summary import RunSummary, is_due
+from qpnuclei.qupath import project_file
 from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, NewAnnotation, PathClass
@@ -691,6 +692,21 @@ def test_a_run_refuses_an_image_that_the_project_describes_otherwise_meanwhile(
     assert [image.name for image in summary.images] == ["1.tif"]
     path.write_bytes(before)
     assert qpnuclei.run(place / "project", OPTIONS).failures == []
+
+
+def test_the_project_is_not_read_again_for_each_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_project(tmp_path / "place", 3)
+    real, read = project_file.read_project, []
+
+    def counted(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(project_file, "read_project", counted)
+    assert len(qpnuclei.run(place / "project", OPTIONS).images) == 3
+    assert len(read) <= 2  # when it is opened, and before the first image is saved
 
 
 def test_a_commit_refuses_an_image_that_the_project_describes_otherwise_meanwhile(

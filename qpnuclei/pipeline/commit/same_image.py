@@ -6,6 +6,7 @@ The hash of ``data.qpdata`` shows changes of objects and stains. Slide and pixel
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from qpnuclei.errors import ConflictError, QpnucleiError, SlideError
@@ -16,6 +17,7 @@ from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.uris import parse_file_uri
 from qpnuclei.slides.fingerprint import slide_fingerprint
 from qpnuclei.slides.resolution import agree, mpp_text, same_mpp
+from qpnuclei.system.files import state_of
 
 
 def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
@@ -56,7 +58,9 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
 
 
 def check_still_same(project: Project, image: PlannedImage) -> None:
-    """Read the project file again, and refuse an image that it describes otherwise than planned.
+    """Refuse an image that the project file now describes otherwise than planned.
+
+    The file is read again only if it has changed: large projects take long to read.
 
     Raises
     ------
@@ -64,8 +68,8 @@ def check_still_same(project: Project, image: PlannedImage) -> None:
         As `check_same_image`; also if the project has no such image any more.
     """
     try:
-        now = open_project(project.path, project.image_root)
-    except QpnucleiError:  # its drive may be gone: saving says so, and rescues the nuclei
+        now = _opened(project.path, project.image_root, state_of(project.path))
+    except (QpnucleiError, OSError):  # its drive may be gone: saving says so, rescues the nuclei
         return
     entry = next((entry for entry in now.images if entry.id == image.entry), None)
     if entry is None:
@@ -78,6 +82,12 @@ def check_still_same(project: Project, image: PlannedImage) -> None:
     except ConflictError as error:
         hint = "run again: the image is then analysed as the project now describes it"
         raise ConflictError(error.what, hint) from error
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, image_root: Path | None, _state: object) -> Project:
+    """Open a project in a state of its file (see `state_of`)."""
+    return open_project(path, image_root)
 
 
 def _numbered(opening: Opening) -> Opening:
