@@ -90,20 +90,22 @@ def _shortened(rows: list[_Line]) -> list[_Line]:
 def backups_table(images: Sequence[NativeImage], count: bool) -> Table:
     """Return the backups of images, one row each; with `count` also the number of objects."""
     table = Table("image")
-    table.add_column("backup", no_wrap=True)
-    table.add_column("saved", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
+    # With the counts, 80 columns are too narrow for all of it side by side.
+    described = ["backup, saved, size"] if count else ["backup", "saved", "size"]
+    for column in described:
+        table.add_column(column, no_wrap=True)
     for column in COUNTED.values() if count else ():
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=" " not in column)
     for image in images:
         for index, backup in enumerate(image.backups()):
-            table.add_row(
-                image.name if index == 0 else "",
-                backup.id,
-                f"{backup.saved.astimezone():%Y-%m-%d %H:%M}",
-                decimal(backup.size),
-                *(_count_cells(object_counts(image, backup)) if count else ()),
-            )
+            saved = f"{backup.saved.astimezone():%Y-%m-%d %H:%M}"
+            size = decimal(backup.size)
+            name = image.name if index == 0 else ""
+            if count:
+                cells = _count_cells(object_counts(image, backup))
+                table.add_row(name, Text(f"{backup.id}\n{saved}, {size}"), *cells)
+            else:
+                table.add_row(name, backup.id, saved, size)
     return table
 
 

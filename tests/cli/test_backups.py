@@ -31,7 +31,10 @@ def project(sample: Sample) -> Path:
     return folder
 
 
-def test_backups_are_listed(project: Path, qpnuclei: Call) -> None:
+def test_backups_are_listed(
+    project: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     (backup,) = open_project(project).images[0].backups()
     listed = qpnuclei("project", "backups", project).stdout
     assert "he small.png" in listed
@@ -39,9 +42,10 @@ def test_backups_are_listed(project: Path, qpnuclei: Call) -> None:
     counted = qpnuclei("project", "backups", project, "--count").stdout
     row = next(line for line in counted.splitlines() if backup.id in line)
     assert [cell.strip() for cell in row.split("│")[-4:-1]] == ["9", "7", "0"]
-    header = next(line for line in counted.splitlines() if "backup" in line)
+    assert all(len(line) <= 80 for line in counted.splitlines())
+    (above, header) = [line.split("┃")[-4:-1] for line in counted.splitlines() if "┃" in line][:2]
     columns = ["annotations", "detections", "by qpnuclei"]
-    assert [cell.strip() for cell in header.split("┃")[-4:-1]] == columns
+    assert [f"{a.strip()} {b.strip()}".strip() for a, b in zip(above, header, strict=True)] == columns
     (described,) = json.loads(qpnuclei("project", "backups", project, "--count", "--json").stdout)
     assert described["detections_by_qpnuclei"] == 0
 
