@@ -76,11 +76,14 @@ def run(
     [2]
     """
     from qpnuclei.pipeline.inference.units import Conduct
+    from qpnuclei.pipeline.request import check_request
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.pipeline.selection import choose_images
 
+    asked = _options(options, images, roi)
+    check_request(asked)
     with held(project) as opened:
-        options = _options(options, images, roi, opened)
+        options = _in_project(asked, opened)
         entries = choose_images(opened, options.images, options.selection)
         conduct = Conduct(resume=resume, retry_failed=retry_failed)
         return analyse_project(opened, entries, options, progress, conduct)
@@ -131,9 +134,12 @@ def plan(
     from qpnuclei.pipeline.inference.units import Conduct
     from qpnuclei.pipeline.phases import plan_run
     from qpnuclei.pipeline.selection import choose_images
+    from qpnuclei.segmentation.engine import engine_specs
 
+    asked = _options(options, images, roi)
+    engine_specs(asked.models)
     with held(project) as opened:
-        options = _options(options, images, roi, opened)
+        options = _in_project(asked, opened)
         entries = choose_images(opened, options.images, options.selection)
         conduct = Conduct(resume=resume, fail_fast=True)
         return plan_run(opened, entries, options, conduct)[0].path
@@ -275,8 +281,10 @@ def commit(
     (True, 0, 1)
     """
     from qpnuclei.pipeline.folder import RunFolder
-    from qpnuclei.pipeline.phases import commit_run
+    from qpnuclei.pipeline.phases import check_slides_from, commit_run
 
+    slides = path_or_none(slides_from)
+    check_slides_from(slides)
     folder = RunFolder(Path(run_dir))
     planned = folder.plan()
     options = replace(
@@ -286,12 +294,10 @@ def commit(
         parquet_dir=path_or_none(parquet_dir),
     )
     with held(project or planned.project) as opened:
-        return commit_run(opened, folder, options, slides_from=path_or_none(slides_from))
+        return commit_run(opened, folder, options, slides_from=slides)
 
 
-def _options(
-    options: RunOptions | None, images: Sequence[str], roi: Sequence[str], project: Project
-) -> RunOptions:
+def _options(options: RunOptions | None, images: Sequence[str], roi: Sequence[str]) -> RunOptions:
     """Return the options of a run for some images or for annotations of some classes.
 
     Raises
@@ -301,16 +307,24 @@ def _options(
     """
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
-    from qpnuclei.qupath.pixel_size import mpp_by_id
 
     chosen = RunOptions(Selection(classes=listed(roi))) if options is None else options
     if not isinstance(chosen, RunOptions):
         raise UsageError(
             f"the options are not RunOptions, but {quoted(chosen)}", "give RunOptions(selection)"
         )
-    given = (("mpp_by_image", name, mpp) for name, mpp in chosen.mpp_by_image.items())
-    return replace(
-        chosen,
-        images=listed(images) or chosen.images,
-        mpp_by_image=mpp_by_id(given, project.images),
-    )
+    return replace(chosen, images=listed(images) or chosen.images)
+
+
+def _in_project(options: RunOptions, project: Project) -> RunOptions:
+    """Return options with pixel sizes by entry ID, and not by name.
+
+    Raises
+    ------
+    UsageError
+        As `qpnuclei.qupath.pixel_size.mpp_by_id`.
+    """
+    from qpnuclei.qupath.pixel_size import mpp_by_id
+
+    given = (("mpp_by_image", name, mpp) for name, mpp in options.mpp_by_image.items())
+    return replace(options, mpp_by_image=mpp_by_id(given, project.images))

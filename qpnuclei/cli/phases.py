@@ -36,6 +36,7 @@ from qpnuclei.cli.run import run
 from qpnuclei.cli.running import (
     INTERRUPTED,
     asked_for,
+    check_arguments,
     opening,
     print_summary,
     stopping_between_units,
@@ -59,10 +60,13 @@ def plan(project: ProjectPath, **given: Any) -> None:
     """
     from qpnuclei.cli.console import print_json, print_status, stdout
     from qpnuclei.cli.tables import print_failures
+    from qpnuclei.qupath.project_file import find_project_file
 
     defaults = {"device": "auto", "batch": None, "workers": None, "force": False}
     defaults |= {"geojson": None, "parquet": None, "dry_run": False}
     given = {**defaults, **given}
+    find_project_file(project)  # the first error if there is no project
+    check_arguments(given, computes=False)
     with opening(project, given) as opened:
         entries, options = asked_for(opened, given)
         from qpnuclei.pipeline.inference.units import Conduct
@@ -227,8 +231,9 @@ def commit(
     with leaving_on_interrupt(INTERRUPTED):
         from qpnuclei.pipeline.folder import RunFolder
         from qpnuclei.pipeline.inference.units import Conduct
-        from qpnuclei.pipeline.phases import commit_run
+        from qpnuclei.pipeline.phases import check_slides_from, commit_run
 
+        check_slides_from(slides_from)
         folder = RunFolder(run_dir)
         planned = folder.plan()
         path = project or Path(planned.project)

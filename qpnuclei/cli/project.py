@@ -215,13 +215,14 @@ def restore(
     from qpnuclei.system.locks import locked
 
     path = find_project_file(project)
+    if latest == (backup is not None):
+        entry = one_image(open_project(path).images, image)
+        known = ", ".join(kept.id for kept in entry.backups()) or "none"
+        raise UsageError(
+            "say which backup to restore: either --backup ID or --latest", f"there are: {known}"
+        )
     with locked(path.parent, wait=wait, break_lock=break_lock):
         entry = one_image(open_project(path).images, image)
-        if latest == (backup is not None):
-            known = ", ".join(kept.id for kept in entry.backups()) or "none"
-            raise UsageError(
-                "say which backup to restore: either --backup ID or --latest", f"there are: {known}"
-            )
         chosen = choose_backup(entry.backups(), backup)
         entry.restore(chosen)
     if json:

@@ -45,9 +45,10 @@ def qc(
     from qpnuclei.cli.console import image_alone, print_json, stdout
     from qpnuclei.pipeline.planning.artefacts import mark_artefacts
     from qpnuclei.qupath.image_names import match_images
-    from qpnuclei.qupath.pixel_size import asked_mpp
+    from qpnuclei.qupath.pixel_size import asked_mpp, check_mpp_table
     from qpnuclei.qupath.project import held_project
 
+    check_mpp_table(mpp_table)
     results: list[dict[str, Any]] = []
     with held_project(project, backend, image_root, wait=wait, break_lock=break_lock) as opened:
         entries = match_images(opened, tuple(image or ()))

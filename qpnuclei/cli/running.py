@@ -34,6 +34,10 @@ def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool
     (dict, bool)
         The result as JSON types, and whether an image failed.
     """
+    from qpnuclei.qupath.project_file import find_project_file
+
+    find_project_file(path)  # the first error if there is no project
+    check_arguments(given)
     with opening(path, given) as opened:
         entries, options = asked_for(opened, given)
         if given["dry_run"]:
@@ -117,6 +121,37 @@ def analyse(
         return analyse_project(opened, entries, options, progress, conduct)
 
 
+def check_arguments(given: dict[str, Any], computes: bool = True) -> None:
+    """Check what needs no project: nobody waits for a project to hear of a wrong option.
+
+    Parameters
+    ----------
+    given : dict
+        The arguments of `run`.
+    computes : bool
+        Whether this process looks for nuclei, unless only the plan is shown.
+
+    Raises
+    ------
+    QpnucleiError
+        If options contradict each other, or a model, device, backend, table or folder cannot be
+        used.
+    """
+    from qpnuclei.pipeline.request import check_request
+    from qpnuclei.qupath.pixel_size import check_mpp_table
+    from qpnuclei.qupath.project import checked_image_root, choose_backend
+    from qpnuclei.segmentation.engine import engine_specs
+
+    options = options_of(given)
+    check_mpp_table(given["mpp_table"])
+    choose_backend(given["backend"])
+    checked_image_root(given["image_root"])
+    if computes and not given["dry_run"]:
+        check_request(options, given["dask"], given["unit_gib"])
+    else:
+        engine_specs(options.models)
+
+
 def opening(path: Path, given: dict[str, Any]) -> AbstractContextManager[Project]:
     """Open the project of a run, and hold it within the block unless only the plan is shown.
 
@@ -127,10 +162,7 @@ def opening(path: Path, given: dict[str, Any]) -> AbstractContextManager[Project
         The arguments of `run`.
     """
     from qpnuclei.qupath.project import held_project, open_project
-    from qpnuclei.qupath.project_file import find_project_file
 
-    find_project_file(path)  # the first error if there is no project
-    options_of(given)  # nobody waits for the project to hear of a wrong option
     backend, image_root = given["backend"], given["image_root"]
     if given["dry_run"]:
         return nullcontext(open_project(path, backend, image_root))

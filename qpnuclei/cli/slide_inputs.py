@@ -156,7 +156,7 @@ class SlideInputs:
 
 
 def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
-    """Check the arguments of a run before a project is made or extended.
+    """Check the arguments of a run by its slides before a project is made or extended.
 
     Parameters
     ----------
@@ -166,13 +166,10 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
     Raises
     ------
     QpnucleiError
-        If options contradict each other or choose nothing, or a model, device or backend cannot be
-        used.
+        If options choose nothing, or a model or device cannot be used.
     """
     from qpnuclei.pipeline.positivity import require_some_dab, without_dab
     from qpnuclei.pipeline.selection import choose_images
-    from qpnuclei.qupath.project import choose_backend
-    from qpnuclei.segmentation.engine import engine_specs
 
     options = options_of(dict(given))
     if not (inputs.chosen or inputs.chosen_new):
@@ -189,8 +186,6 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
         )
     if not inputs.new:
         return  # the run of the project makes the other checks itself
-    choose_backend(given["backend"])
-    engine_specs(options.models)
     chosen = inputs.chosen
     if inputs.project is not None and not options.selection.tissue:
         chosen = choose_images(inputs.project, options.images, options.selection)

@@ -112,8 +112,7 @@ def infer_run(
     conduct = conduct or Conduct()
     share = _checked_share(share)
     plan = folder.plan()
-    if slides_from is not None:
-        check_folder(slides_from, "of the slides on this machine")
+    check_slides_from(slides_from)
     failures: list[tuple[PlannedImage, QpnucleiError]] = []
 
     def fail(image: PlannedImage, error: QpnucleiError) -> None:
@@ -154,6 +153,18 @@ def _checked_share(share: Any) -> tuple[int, int]:
     )
 
 
+def check_slides_from(folder: Path | None) -> None:
+    """Check the folder of the slides on this machine, if it is given.
+
+    Raises
+    ------
+    NotFoundError
+        If it does not exist.
+    """
+    if folder is not None:
+        check_folder(folder, "of the slides on this machine")
+
+
 def commit_run(
     project: Project,
     folder: RunFolder,
@@ -178,8 +189,7 @@ def commit_run(
     """
     conduct = conduct or Conduct()
     plan = folder.plan()
-    if slides_from is not None:
-        check_folder(slides_from, "of the slides on this machine")
+    check_slides_from(slides_from)
     entries = _planned_entries(project, folder, plan)
     engine = cache(lambda model: load_engine(model, options.engine))
     with locked(project.path.parent), folder.logging():

@@ -100,6 +100,18 @@ def asked_mpp(
     return AskedMpp(mpp, mpp is not None and not names and len(chosen) > 1, by_id)
 
 
+def check_mpp_table(table: Path | None) -> None:
+    """Check a table of pixel sizes, but not whether the project has its images.
+
+    Raises
+    ------
+    NotFoundError, FormatError, MppError
+        As `mpp_rows`.
+    """
+    if table is not None:
+        list(mpp_rows(table))
+
+
 def pixel_size(
     entry: ImageEntry,
     record: Record,

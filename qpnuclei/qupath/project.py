@@ -22,7 +22,14 @@ from qpnuclei.system.arguments import check_choice
 from qpnuclei.system.files import check_folder
 from qpnuclei.system.locks import locked
 
-__all__ = ["QuPathInstallation", "choose_backend", "find_qupath", "held_project", "open_project"]
+__all__ = [
+    "QuPathInstallation",
+    "checked_image_root",
+    "choose_backend",
+    "find_qupath",
+    "held_project",
+    "open_project",
+]
 
 #: Older versions write no UUIDs, by which qpnuclei recognises its own detections.
 OLDEST_RELEASE_FOR_PAQUO = (0, 4)
@@ -70,9 +77,7 @@ def open_project(
     ('native', ['case-7.png'])
     """
     find_project_file(Path(path))
-    root = None if image_root is None else Path(image_root)
-    if root is not None:
-        check_folder(root, "where the slides are now")
+    root = checked_image_root(image_root)
     if choose_backend(backend) == "paquo":
         from qpnuclei.qupath.paquo import backend as paquo_backend
 
@@ -80,6 +85,20 @@ def open_project(
     from qpnuclei.qupath import native
 
     return native.open_project(Path(path), root)
+
+
+def checked_image_root(image_root: str | os.PathLike[str] | None) -> Path | None:
+    """Return the folder of images that are not at the path in the project, as a path.
+
+    Raises
+    ------
+    qpnuclei.errors.NotFoundError
+        If there is no such folder.
+    """
+    root = None if image_root is None else Path(image_root)
+    if root is not None:
+        check_folder(root, "where the slides are now")
+    return root
 
 
 @contextmanager
@@ -108,6 +127,9 @@ def held_project(
         As `open_project` and `qpnuclei.system.locks.locked`.
     """
     folder = find_project_file(Path(path)).parent
+    # Nobody waits to hear of a wrong argument.
+    backend = choose_backend(backend)
+    checked_image_root(image_root)
     with locked(folder, wait=wait, break_lock=break_lock):
         yield open_project(path, backend, image_root)
 

@@ -6,7 +6,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -15,8 +16,11 @@ import pytest
 
 import qpnuclei as package
 from qpnuclei import RunOptions, Selection
+from qpnuclei.errors import LockedError, QpnucleiError
 from qpnuclei.pipeline.planning.plan_file import RunPlan
 from qpnuclei.qupath.native import open_project
+from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.results_folder import ResultsFolder
 from qpnuclei.report import page
 from qpnuclei.system.locks import locked
 from tests.cli.conftest import Outcome
@@ -33,6 +37,15 @@ ANNOTATION = {
     "geometry": {"type": "Polygon", "coordinates": SQUARE},
     "properties": {"objectType": "annotation"},
 }
+TISSUE = Selection(tissue=True)
+HOLD = """
+import sys
+from pathlib import Path
+from qpnuclei.system.locks import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 IN_PYTHON = """
 import json, sys, qpnuclei
 options = qpnuclei.RunOptions(qpnuclei.Selection(tissue=True), device="cpu", workers=1)
@@ -76,6 +89,18 @@ def after_waiting(
     with process:
         stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[None]:
+    """Let another process hold a folder within the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:  # it ends with its standard input
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield
 
 
 def change_mpp(project: Path) -> None:
@@ -163,6 +188,70 @@ def test_commit_into_an_open_project_sees_an_image_that_was_added_meanwhile(proj
     package.add_slides(project, ["b.png"], 0.25)
     folder = package.infer(package.plan(project, options), device="cpu")
     assert [image.name for image in package.commit(folder, opened).images] == BOTH
+
+
+HELD = {
+    "tile": (("run", "p", "--tissue", "--tile", "7"), "--tile"),
+    "choices": (("run", "p", "--tissue", "--roi", "Tumor"), "--tissue"),
+    "model": (("run", "p", "--tissue", "--model", "nothing"), "nothing"),
+    "device": (("run", "p", "--tissue", "--device", "nothing"), "'nothing'"),
+    "absent device": (("run", "p", "--tissue", "--device", "cuda:99"), "'cuda:99' was requested"),
+    "limit": (("run", "p", "--tissue", "--dask", "local:1", "--unit-gib", "4"), "--unit-gib"),
+    "table of a run": (("run", "p", "--tissue", "--mpp-table", "no.csv"), "no.csv"),
+    "image root": (("run", "p", "--tissue", "--image-root", "no"), "no: no such folder"),
+    "slides": (("run", "b.png", "-o", "r", "--device", "nothing"), "'nothing'"),
+    "slides and tile": (("run", "a.png", "-o", "r", "--tile", "7"), "--tile"),
+    "slides and image root": (
+        ("run", "a.png", "-o", "r", "--image-root", "no"),
+        "no: no such folder",
+    ),
+    "plan": (("plan", "p", "--tissue", "--model", "nothing"), "nothing"),
+    "table of a plan": (("plan", "p", "--tissue", "--mpp-table", "no.csv"), "no.csv"),
+    "commit": (("commit", "the-run", "--slides-from", "no"), "no: no such folder"),
+    "filter": (("filter", "p"), "--min-certainty"),
+    "qc": (("qc", "p", "--mpp-table", "no.csv"), "no.csv"),
+    "import": (("geojson", "import", "p", "no.geojson"), "no.geojson"),
+    "restore nothing": (("project", "restore", "p", "--image", "a.png"), "either --backup"),
+    "restore both": (
+        ("project", "restore", "p", "--image", "a.png", "--latest", "--backup", "1"),
+        "either --backup",
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "said"), HELD.values(), ids=HELD)
+def test_nobody_waits_for_a_project_to_hear_of_a_wrong_option(
+    command: tuple[str, ...], said: str, project: Path, qpnuclei: Call
+) -> None:
+    """Another process holds the project."""
+    package.create_project("q", ["a.png"], mpp=0.25)
+    results = ResultsFolder(Path("r"))
+    results.project_of([Path("a.png")], AskedMpp(0.25), pytest.fail)
+    tissue = RunOptions(Selection(tissue=True), run_dir=Path("the-run"))
+    package.plan(project, tissue)
+    with held_by_another(project.parent), held_by_another(results.path):
+        outcome = qpnuclei(*command, "--no-wait")
+        assert isinstance(qpnuclei("run", "p", "--tissue", *RUN, "--no-wait").error, LockedError)
+    assert outcome.exit_code == 2
+    assert said in f"{outcome.error}{outcome.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: package.run("nowhere", "fast"), "not RunOptions"),
+        (lambda: package.plan("nowhere", "fast"), "not RunOptions"),
+        (lambda: package.run("nowhere", RunOptions(TISSUE, model="nothing")), "nothing"),
+        (lambda: package.plan("nowhere", RunOptions(TISSUE, model="nothing")), "nothing"),
+        (lambda: package.run("nowhere", RunOptions(TISSUE, device="nothing")), "nothing"),
+        (lambda: package.commit("the-run", slides_from="no"), "no such folder"),
+    ],
+)
+def test_python_checks_options_before_it_looks_for_a_project_and_waits(
+    call: Callable[[], object], said: str
+) -> None:
+    with pytest.raises(QpnucleiError, match=said):
+        call()
 
 
 def test_of_two_runs_of_slides_the_second_writes_the_results_of_both(

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-from qpnuclei.errors import UsageError
 from qpnuclei.models.device import takes_cpu
 from qpnuclei.pipeline.inference.executors import Executor, compute_here
 from qpnuclei.pipeline.inference.units import NO_LIMITS, Conduct
 from qpnuclei.pipeline.options import RunOptions
+from qpnuclei.pipeline.request import refuse_with_dask
 from qpnuclei.segmentation.engine import Engine, engine_specs, load_engine
 
 
@@ -61,7 +61,7 @@ def computing(
             cores_of_worker,
         )
 
-        _refuse_with_dask(options.device, conduct)
+        refuse_with_dask(options.device, conduct.unit_gib)
         with cluster_of(conduct.dask, conduct.check_stop) as client:
             on_cluster = partial(
                 compute_on_cluster,
@@ -106,21 +106,7 @@ def check_computing(options: RunOptions, conduct: Conduct) -> None:
         If a model or a device cannot be used.
     """
     if conduct.dask is not None:
-        _refuse_with_dask(options.device, conduct)
+        refuse_with_dask(options.device, conduct.unit_gib)
         return
     with computing(options, conduct):
         pass
-
-
-def _refuse_with_dask(device: str, conduct: Conduct) -> None:
-    """Refuse options that a cluster sets itself: several devices, and the memory of a worker."""
-    if "," in device:
-        raise UsageError(
-            f"--device {device} and --dask exclude each other",
-            "start a Dask worker for each device, with its CUDA_VISIBLE_DEVICES",
-        )
-    if conduct.unit_gib is not None:
-        raise UsageError(
-            "--unit-gib and --dask exclude each other",
-            "Dask ends workers that need too much memory: dask worker --memory-limit",
-        )
