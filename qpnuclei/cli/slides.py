@@ -87,6 +87,10 @@ def _run_held(
     inputs = SlideInputs.of(folder, slides, given["image"] or ())
     refuse_early(inputs, given)
     asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
+    if inputs.project is None and folder.is_made and not given["dry_run"]:
+        # Another run has made the project meanwhile: it may still hold it, and has other inputs.
+        with _held(folder, given):
+            return _run_held(folder, slides, given)
     readable = set(inputs.chosen_new.values())
     unread: list[dict[str, Any]] = []
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,7 @@ import pytest
 
 import qpnuclei as package
 from qpnuclei import RunOptions, Selection
+from qpnuclei.cli import slides
 from qpnuclei.errors import LockedError, QpnucleiError
 from qpnuclei.pipeline.planning.plan_file import RunPlan
 from qpnuclei.qupath.native import open_project
@@ -252,6 +253,51 @@ def test_python_checks_options_before_it_looks_for_a_project_and_waits(
 ) -> None:
     with pytest.raises(QpnucleiError, match=said):
         call()
+
+
+def make_results_meanwhile(monkeypatch: pytest.MonkeyPatch) -> ResultsFolder:
+    """Let results of a.png be made while a run of slides checks its arguments."""
+    results = ResultsFolder(Path("r"))
+    real = slides.refuse_early
+
+    def meanwhile(*arguments: Any) -> None:
+        real(*arguments)
+        if not results.is_made:
+            results.project_of([Path("a.png")], AskedMpp(0.25), pytest.fail)
+
+    monkeypatch.setattr(slides, "refuse_early", meanwhile)
+    return results
+
+
+@pytest.mark.usefixtures("project")
+def test_a_run_of_slides_does_not_wait_for_results_that_were_made_meanwhile(
+    qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = make_results_meanwhile(monkeypatch)
+    with ExitStack() as stack:
+        make = ResultsFolder.project_of
+
+        def made_and_held(*arguments: Any) -> object:
+            assert not results.is_made, "it would wait"
+            made = make(*arguments)
+            stack.enter_context(held_by_another(results.path))
+            return made
+
+        monkeypatch.setattr(ResultsFolder, "project_of", made_and_held)
+        command = ("run", "b.png", "-o", "r", "--mpp", "0.25", *RUN)
+        assert isinstance(qpnuclei(*command, "--no-wait").error, LockedError)
+    assert [image.name for image in open_project(results.path).images] == ["a.png"]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_run_of_slides_gives_its_pixel_size_to_results_that_were_made_meanwhile(
+    qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_results_meanwhile(monkeypatch)
+    done = qpnuclei("run", "a.png", "-o", "r", "--mpp", "0.5", "--json", *RUN)
+    assert done.exit_code == 0
+    (image,) = json.loads(done.stdout)["images"]
+    assert (image["name"], image["mpp"]) == ("a.png", [0.5, 0.5])
 
 
 def test_of_two_runs_of_slides_the_second_writes_the_results_of_both(
