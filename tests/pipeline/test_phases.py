@@ -990,7 +990,7 @@ def test_a_plan_with_a_missing_or_misspelt_field_of_the_stains_is_refused(
 
 def test_a_plan_with_a_misspelt_option_is_refused(a_plan: Path, tmp_path: Path) -> None:
     plan = json.loads(a_plan.read_text())
-    plan["arguments"]["treshold"] = plan["arguments"].pop("threshold")
+    plan["arguments"]["threshold_0"] = plan["arguments"].pop("threshold")
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(FormatError, match="no valid run options"):
         qpnuclei.infer(tmp_path)
