@@ -31,9 +31,7 @@ def project(sample: Sample) -> Path:
     return folder
 
 
-def test_backups_are_listed(
-    project: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backups_are_listed(project: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     (backup,) = open_project(project).images[0].backups()
     listed = qpnuclei("project", "backups", project).stdout
@@ -43,9 +41,9 @@ def test_backups_are_listed(
     row = next(line for line in counted.splitlines() if backup.id in line)
     assert [cell.strip() for cell in row.split("│")[-4:-1]] == ["9", "7", "0"]
     assert all(len(line) <= 80 for line in counted.splitlines())
-    (above, header) = [line.split("┃")[-4:-1] for line in counted.splitlines() if "┃" in line][:2]
-    columns = ["annotations", "detections", "by qpnuclei"]
-    assert [f"{a.strip()} {b.strip()}".strip() for a, b in zip(above, header, strict=True)] == columns
+    header = [line.split("┃")[-4:-1] for line in counted.splitlines() if "┃" in line]
+    columns = [" ".join(map(str.strip, cells)).strip() for cells in zip(*header, strict=True)]
+    assert columns == ["annotations", "detections", "by qpnuclei"]
     (described,) = json.loads(qpnuclei("project", "backups", project, "--count", "--json").stdout)
     assert described["detections_by_qpnuclei"] == 0
 
