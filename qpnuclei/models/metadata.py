@@ -120,7 +120,8 @@ class ColourNormalisation(Struct, frozen=True, forbid_unknown_fields=True):
 
 #: Entry ``labels`` of `ModelMetadata.data` of a model that learned without labels.
 NO_LABELS = "none"
-#: Entry ``labels`` or ``licence`` of a model that learned from one whose metadata lack it.
+#: Entry ``labels`` or ``licence``, or a part of it, where a model learned from one whose metadata
+#: lack it, or from own images whose licence nobody gave.
 NOT_STATED = "not stated"
 
 

@@ -90,13 +90,14 @@ def test_it_leaves_a_model_with_card_licence_and_what_changed(
     metadata = read_metadata(model)
     assert metadata.name == "adapted"
     assert metadata.data["images"] == ["ward 1.png"]  # --image left the other out
-    assert metadata.data["licence"] == "CC BY 4.0"
+    assert metadata.data["licence"] == "not stated; CC BY 4.0"
     assert metadata.recipe["start_sha256"] == model_hash(start)
     # As tuned as the model before it: counts of the two can be compared.
     assert metadata.post_processing == read_metadata(start).post_processing
     card = (tmp_path / "run" / CARD_FILE).read_text(encoding="utf-8")
     assert "ward 1.png" in card
-    assert "CC BY 4.0" in card
+    assert "That of the model it started from holds on:\n\n* CC BY 4.0\n" in card
+    assert "That of the images above also holds, and is not stated" in card
     assert model_hash(start)[:12] in card
     content = json.loads((tmp_path / "run" / CHANGES_FILE).read_text())
     (change,) = content["changes"]
@@ -153,6 +154,21 @@ def test_the_card_says_of_labels_and_licence_what_the_metadata_say(
     assert "Those of the model it started from: not stated." in card
     assert "That of the model it started from holds on:\n\n* not stated\n" in card
     assert "That of the images above: CC0 1.0." in card
+
+
+def test_an_unstated_licence_is_named_in_models_that_learn_from_it(
+    project: Path, start: Path, tmp_path: Path
+) -> None:
+    adapted = tmp_path / "run" / "model.safetensors"
+    command(project, tmp_path / "run", start, "--image", "ward 1*")
+    fields = {**TINY, "rounds": 1, "start": str(adapted), "data_licence": "CC0 1.0"}
+    images = find_sources([project.parent / "ward 0.png"], mpp=[0.25])
+
+    result = train_student(fields, images, tmp_path / "next", device=CPU)
+
+    assert result.model is not None
+    licences = [read_metadata(path).data["licence"] for path in (adapted, result.model)]
+    assert licences == ["not stated; CC BY 4.0", "CC0 1.0; not stated; CC BY 4.0"]
 
 
 @pytest.mark.parametrize("mpp", [0.23, 0.27])

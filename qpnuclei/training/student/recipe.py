@@ -56,7 +56,8 @@ class StudentRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     name: ModelName
     origin: Literal["ours"] = "ours"
     description: str = ""
-    #: Of the images, as the model's metadata record it, beside those of the models it learns from.
+    #: Of the images, as the model's metadata record it, beside those of the models it learns from;
+    #: if empty, the metadata say that it is not stated.
     data_licence: str = ""
 
     #: Resolution of the model in µm/px.

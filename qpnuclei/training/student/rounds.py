@@ -27,6 +27,7 @@ from qpnuclei.evaluation.tuning import LabelledImage, read_validation, validatio
 from qpnuclei.models.checkpoint import save_model
 from qpnuclei.models.metadata import (
     NO_LABELS,
+    NOT_STATED,
     ModelMetadata,
     PostProcessing,
     model_hash,
@@ -391,11 +392,18 @@ class _Run:
                 "images": [sample.name for sample in self.samples],
                 "mpx": round(sum(p.shape[0] * p.shape[1] for p in self._patches()) / 1e6, 1),
                 **self._labels(),
-                "licence": statement(self.recipe.data_licence, licences_of(self.ancestors)),
+                "licence": self._licence(),
             },
             validation=dict(measured or {}),
             versions=versions_of_training(),
         )
+
+    def _licence(self) -> str:
+        """Return the entry on licences for the metadata; empty if there is nothing to state."""
+        inherited = licences_of(self.ancestors)
+        # Without this part, the licences of the ancestors would seem to be all that hold.
+        unstated = NOT_STATED if inherited else ""
+        return statement(self.recipe.data_licence or unstated, inherited)
 
     def _labels(self) -> dict[str, Any]:
         """Return the entries on labels for the metadata."""

@@ -305,10 +305,10 @@ def test_labels_that_models_do_not_state_are_not_called_drawn(run, patches, tmp_
 @pytest.mark.parametrize(
     ("learns_from", "licence"),
     [
-        ({"start": "a"}, "CC BY 4.0"),
-        ({"teacher": "b"}, "CC0 1.0; 2 of ours"),
-        ({"teacher": "a", "start": "a"}, "CC BY 4.0"),
-        ({"start": "a", "labellers": ["b", "a"]}, "CC BY 4.0; CC0 1.0; 2 of ours"),
+        ({"start": "a"}, "not stated; CC BY 4.0"),
+        ({"teacher": "b"}, "not stated; CC0 1.0; 2 of ours"),
+        ({"teacher": "a", "start": "a"}, "not stated; CC BY 4.0"),
+        ({"start": "a", "labellers": ["b", "a"]}, "not stated; CC BY 4.0; CC0 1.0; 2 of ours"),
         ({"start": "a", "data_licence": "own"}, "own; CC BY 4.0"),
         ({"start": "a", "data_licence": "CC BY 4.0"}, "CC BY 4.0"),
     ],
