@@ -28,13 +28,13 @@ def ancestors_of(recipe: StudentRecipe) -> list[ModelMetadata]:
 
 def labels_of(models: Iterable[ModelMetadata]) -> list[str]:
     """Return what labels models learned from, each once; empty if all learned without labels."""
-    stated = dict.fromkeys(str(model.data.get("labels", NOT_STATED)) for model in models)
-    return [labels for labels in stated if labels != NO_LABELS]
+    stated = (str(model.data.get("labels", NOT_STATED)) for model in models)
+    return _each_once(labels for labels in stated if labels != NO_LABELS)
 
 
 def licences_of(models: Iterable[ModelMetadata]) -> list[str]:
     """Return the licences of the data that models learned from, each once."""
-    return list(dict.fromkeys(str(model.data.get("licence") or NOT_STATED) for model in models))
+    return _each_once(str(model.data.get("licence") or NOT_STATED) for model in models)
 
 
 def statement(own: str, inherited: Sequence[str]) -> str:
@@ -50,7 +50,22 @@ def statement(own: str, inherited: Sequence[str]) -> str:
     --------
     >>> statement("CC0 1.0", ["CC BY 4.0", "CC0 1.0"])
     'CC0 1.0; CC BY 4.0'
+    >>> statement("CC0 1.0", ["CC BY 4.0; CC0 1.0"])
+    'CC BY 4.0; CC0 1.0'
     >>> statement("", [])
     ''
     """
-    return "; ".join(dict.fromkeys([own, *inherited] if own else inherited))
+    return "; ".join(_each_once([own, *inherited] if own else inherited))
+
+
+def _each_once(entries: Iterable[str]) -> list[str]:
+    """Return the entries that no other one names, each once.
+
+    An entry may be a statement of several. It is not split, because a licence may contain "; ".
+    """
+    different = list(dict.fromkeys(entries))
+    return [
+        entry
+        for entry in different
+        if not any(f"; {entry}; " in f"; {other}; " for other in different if other != entry)
+    ]

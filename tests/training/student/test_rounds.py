@@ -311,6 +311,12 @@ def test_labels_that_models_do_not_state_are_not_called_drawn(run, patches, tmp_
         ({"start": "a", "labellers": ["b", "a"]}, "not stated; CC BY 4.0; CC0 1.0; 2 of ours"),
         ({"start": "a", "data_licence": "own"}, "own; CC BY 4.0"),
         ({"start": "a", "data_licence": "CC BY 4.0"}, "CC BY 4.0"),
+        ({"start": "child of a", "data_licence": "own"}, "own; CC BY 4.0"),
+        ({"start": "child of a", "data_licence": "CC BY 4.0"}, "own; CC BY 4.0"),
+        ({"start": "child of a", "labellers": ["a"]}, "not stated; own; CC BY 4.0"),
+        ({"start": "a", "labellers": ["child of a"]}, "not stated; own; CC BY 4.0"),
+        # Only whole licences are the same.
+        ({"start": "b", "data_licence": "CC0"}, "CC0; CC0 1.0; 2 of ours"),
     ],
 )
 def test_the_licence_of_what_a_model_learns_from_holds_on(
@@ -318,7 +324,11 @@ def test_the_licence_of_what_a_model_learns_from_holds_on(
 ):
     network, metadata = load_model(run[1].model)
     paths = {}
-    for name, stated in (("a", "CC BY 4.0"), ("b", "CC0 1.0; 2 of ours")):
+    for name, stated in (
+        ("a", "CC BY 4.0"),
+        ("b", "CC0 1.0; 2 of ours"),
+        ("child of a", "own; CC BY 4.0"),
+    ):
         paths[name] = str(tmp_path / f"{name}.safetensors")
         save_model(
             tmp_path / f"{name}.safetensors",
