@@ -19,6 +19,7 @@ import qpnuclei
 from qpnuclei.errors import MppError, QpnucleiError, UsageError
 from qpnuclei.evaluation.evaluate import EvaluationOptions
 from qpnuclei.pipeline.inference.units import Conduct
+from qpnuclei.qupath.pixel_size import AskedMpp
 from tests.evaluation.images import write_folder
 from tests.paths import SAMPLES
 
@@ -50,7 +51,7 @@ def project(tmp_path: Path) -> Path:
         ("speed", lambda given: qpnuclei.evaluate("set", mpp=0.5, speed=given), "'fast'"),
     ],
 )
-@pytest.mark.parametrize("value", ["images", 3, ["auto"]])
+@pytest.mark.parametrize("value", ["images", 3, ["auto"], True, np.array([1, 8])])
 def test_unknown_values_are_refused(
     name: str,
     call: Callable[[Any], object],
@@ -239,9 +240,51 @@ def test_a_text_is_neither_true_nor_false(name: str) -> None:
             with_tissue(**{name: wrong})
     assert getattr(with_tissue(**{name: np.bool_(True)}), name) is True
     assert with_tissue(tta=None).tta is None
-    for name in ("tta", "tune"):
-        with pytest.raises(UsageError, match=f"{name}='no': no such value"):
-            EvaluationOptions(**{name: "no"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (EvaluationOptions, "tta"),
+        (EvaluationOptions, "tune"),
+        (Conduct, "resume"),
+        (Conduct, "extend"),
+        (Conduct, "retry_failed"),
+        (Conduct, "fail_fast"),
+        (AskedMpp, "only_missing"),
+    ],
+)
+def test_only_true_and_false_are_flags(options: Callable[..., object], name: str) -> None:
+    for wrong in ("no", "", 3, np.array([1, 2])):
+        with pytest.raises(UsageError, match=f"^{name}=.*: no such value"):
+            options(**{name: wrong})
+    assert getattr(options(**{name: np.bool_(True)}), name) is True
+
+
+@pytest.mark.parametrize("start", [qpnuclei.train, qpnuclei.adapt])
+def test_a_training_is_not_resumed_by_a_text(
+    start: Callable[..., object], project: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="resume='no': no such value"):
+        start([project], tmp_path / "ours", mpp=0.5, device="cpu", resume="no")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("mpp_by_image", lambda given: with_tissue(mpp_by_image=given)),
+        ("by_id", lambda given: AskedMpp(by_id=given)),
+        ("of_new", lambda given: AskedMpp(of_new=given)),
+    ],
+)
+@pytest.mark.parametrize("wrong", [None, [("a", 0.25)], 0.25, "a"])
+def test_pixel_sizes_by_image_are_a_mapping(
+    name: str, call: Callable[[Any], object], wrong: object
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"{name}={wrong!r}: not a mapping")) as caught:
+        call(wrong)
+    assert caught.value.hint == "give {image: µm/px}"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.models.registry import DEFAULT_MODEL
-from qpnuclei.system.arguments import listed, path_or_none
+from qpnuclei.system.arguments import checked_flag, listed, path_or_none
 
 if TYPE_CHECKING:
     from qpnuclei.evaluation.report import Report
@@ -95,7 +95,7 @@ def train(
         seed=seed,
         validation=path_or_none(validation),
         mpp=mpp,
-        resume=resume,
+        resume=checked_flag("resume", resume),
         callbacks=callbacks,
     )
 
@@ -183,7 +183,7 @@ def adapt(
         settings=settings,
         device=resolve_device(device),
         seed=seed,
-        resume=resume,
+        resume=checked_flag("resume", resume),
         callbacks=callbacks,
         corrections=drawn.images,
     )

@@ -76,10 +76,11 @@ class RunOptions:
     Raises
     ------
     UsageError
-        If `speed`, `precision` or `on_existing` is unknown, a number is not within the limits that
-        the command's help gives, the class of the detections is empty or not UTF-8, the thresholds
-        of positive nuclei are invalid, the areas that `qc` marks would not be excluded, or `speed`
-        is given with a model other than the default.
+        If `speed`, `precision` or `on_existing` is unknown, a flag is neither true nor false,
+        `mpp_by_image` is not a mapping, a number is not within the limits that the command's help
+        gives, the class of the detections is empty or not UTF-8, the thresholds of positive nuclei
+        are invalid, the areas that `qc` marks would not be excluded, or `speed` is given with a
+        model other than the default.
     MppError
         If a pixel size is not 0.05 to 2.5 µm/px.
 

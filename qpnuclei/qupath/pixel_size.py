@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP
 from qpnuclei.errors import (
@@ -25,7 +25,7 @@ from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.slides.calibration import Mpp, PixelCalibration
 from qpnuclei.slides.resolution import agree, checked_mpp, checked_sizes, resolve_mpp, same_mpp
-from qpnuclei.system.arguments import check_fields
+from qpnuclei.system.arguments import check_fields, checked_flag
 from qpnuclei.system.files import read_regular, unreadable
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class AskedMpp:
 
     Raises
     ------
+    UsageError
+        If `only_missing` is neither true nor false, or `by_id` or `of_new` is not a mapping.
     MppError
         If one is not a number, or outside 0.05 to 2.5 µm/px.
     """
@@ -63,7 +65,12 @@ class AskedMpp:
     of_new: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks = {"mpp": checked_mpp, "by_id": checked_sizes, "of_new": checked_sizes}
+        checks: dict[str, Callable[[str, Any], object]] = {
+            "mpp": checked_mpp,
+            "only_missing": checked_flag,
+            "by_id": checked_sizes,
+            "of_new": checked_sizes,
+        }
         check_fields(self, checks, may_be_none=["mpp"])
 
 

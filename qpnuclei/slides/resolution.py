@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qpnuclei.choices import MAX_MPP, MIN_MPP
-from qpnuclei.errors import MppError, quoted
+from qpnuclei.errors import MppError, UsageError, quoted
 from qpnuclei.slides.calibration import Mpp, PixelCalibration
 from qpnuclei.system.arguments import is_number
 
@@ -140,7 +140,17 @@ def checked_mpp(name: str, value: Any) -> float:
 
 
 def checked_sizes(name: str, sizes: Mapping[str, Any]) -> dict[str, float]:
-    """Return pixel sizes by image as `checked_mpp` does."""
+    """Return pixel sizes by image as `checked_mpp` does.
+
+    Raises
+    ------
+    UsageError
+        If `sizes` is not a mapping.
+    MppError
+        If one is not a number, or outside 0.05 to 2.5 µm/px.
+    """
+    if not isinstance(sizes, Mapping):
+        raise UsageError(f"{name}={quoted(sizes)}: not a mapping", "give {image: µm/px}")
     return {image: checked_mpp(f"{name}, image {image}", mpp) for image, mpp in sizes.items()}
 
 

@@ -54,10 +54,16 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     ...
     qpnuclei.errors.UsageError: by='images': no such value (choose 'class' or 'image')
     """
-    if value not in allowed:
+    if not any(_is_same(value, one) for one in allowed):
         *others, last = map(repr, allowed)
         choices = f"{', '.join(others)} or {last}"
         raise UsageError(f"{name}={quoted(value)}: no such value", f"choose {choices}")
+
+
+def _is_same(value: Any, choice: object) -> bool:
+    # An array is compared by element, and True is equal to 1.
+    is_scalar = getattr(value, "shape", ()) == ()
+    return is_scalar and value == choice and (is_number(value) or not is_number(choice))
 
 
 def is_number(value: object) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from qpnuclei.choices import UNIT_GIB, UNIT_MINUTES
 from qpnuclei.errors import (
@@ -25,7 +26,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.segmentation.engine import Engine
-from qpnuclei.system.arguments import check_fields, checked_number
+from qpnuclei.system.arguments import check_fields, checked_flag, checked_number
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Conduct:
     Raises
     ------
     UsageError
-        If a limit is not a number, or out of its range.
+        If a flag is neither true nor false, or a limit is not a number, or out of its range.
     """
 
     resume: bool = True
@@ -88,11 +89,15 @@ class Conduct:
     unit_gib: float | None = None
 
     def __post_init__(self) -> None:
-        checks = {
+        checks: dict[str, Callable[[str, Any], object]] = {
+            "resume": checked_flag,
+            "extend": checked_flag,
+            "retry_failed": checked_flag,
+            "fail_fast": checked_flag,
             "unit_minutes": partial(checked_number, limits=UNIT_MINUTES),
             "unit_gib": partial(checked_number, limits=UNIT_GIB),
         }
-        check_fields(self, checks, may_be_none=checks)
+        check_fields(self, checks, may_be_none=["unit_minutes", "unit_gib"])
 
     @property
     def limits(self) -> Limits:
