@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from itertools import count
 from operator import methodcaller
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -86,24 +87,27 @@ def checked(content: object, kind: type[_Kind], *, strict: bool = True) -> _Kind
         raise _field_error(str(error), content, kind) from error
     except UnicodeEncodeError as error:  # msgspec lets it through
         raise FieldError("", f"half a character in the text {quoted(error.object)}") from error
-    _refuse_unknown_fields(content, made, [])
+    _refuse_unknown_fields(content, made)
     return made
 
 
-def _refuse_unknown_fields(content: Any, made: object, steps: list[str | int]) -> None:
+def _refuse_unknown_fields(content: Any, made: Any, steps: tuple[str | int, ...] = ()) -> None:
     """Refuse unknown fields of data classes: msgspec refuses only those of its own classes."""
-    if is_dataclass(made):
-        for name in content.keys() - {field.name for field in fields(made)}:
-            raise _unknown([*steps, name], content[name])
-    if is_dataclass(made) or isinstance(made, msgspec.Struct):
-        for name, part in content.items():
-            _refuse_unknown_fields(part, getattr(made, name), [*steps, name])
-    elif isinstance(made, list | tuple):
-        for index, (part, value) in enumerate(zip(content, made, strict=True)):
-            _refuse_unknown_fields(part, value, [*steps, index])
+    parts: Iterable[tuple[Any, Any, Any]]
+    if isinstance(made, list | tuple):
+        parts = zip(count(), content, made, strict=False)
+    elif not isinstance(content, dict):  # it is made already, or has no fields
+        return
     elif isinstance(made, dict):
-        for (name, part), value in zip(content.items(), made.values(), strict=True):
-            _refuse_unknown_fields(part, value, [*steps, name])
+        parts = zip(content, content.values(), made.values(), strict=True)
+    else:
+        if is_dataclass(made):
+            for name in content.keys() - {field.name for field in fields(made)}:
+                raise _unknown([*steps, name], content[name])
+        parts = ((name, part, getattr(made, name, None)) for name, part in content.items())
+    for step, part, value in parts:
+        if isinstance(part, dict | list | tuple):
+            _refuse_unknown_fields(part, value, (*steps, step))
 
 
 def _unknown(steps: Sequence[str | int], given: object) -> FieldError:
