@@ -23,7 +23,7 @@ from qpnuclei.errors import (
     quoted,
     standing_alone,
 )
-from qpnuclei.pipeline.commit.commit_image import ImageCommit, stored_result
+from qpnuclei.pipeline.commit.commit_image import ImageCommit, copies_lost, stored_result
 from qpnuclei.pipeline.commit.copies import are_missing
 from qpnuclei.pipeline.commit.same_image import check_still_same
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
@@ -356,11 +356,6 @@ def _without_copies(
             continue
         path = folder.shard(image, layout_of(image, plan.spec(image), options).name)
         if not path.exists():
-            raise UsageError(
-                f"no copies of the nuclei of image {image.name}: {path} was removed",
-                "commit without --geojson and --parquet; what the project has is written by: "
-                f"{as_typed(['qpnuclei', 'export', str(project.path)])} --by nucleus "
-                "-o nuclei.parquet (or .geojson)",
-            )
+            raise copies_lost(project, image, path)
         lacking.append(image)
     return lacking

@@ -504,6 +504,9 @@ def test_several_projects_stand_alone(slides: Path, tmp_path: Path, qpnuclei: Ca
     assert c["project"] == str(tmp_path / "c")
     folder = qpnuclei("run", tmp_path / "a", tmp_path / "b", "--run-dir", tmp_path / "d", *tissue)
     assert isinstance(folder.error, UsageError)
+    # What is wrong for all of them is said once.
+    nobody = qpnuclei("run", tmp_path / "a", tmp_path / "b", "--model", "nobody", *tissue)
+    assert "no model named 'nobody'" in str(nobody.error)
     hasty = qpnuclei("run", tmp_path / "c", tmp_path / "a", "--fail-fast", *tissue)
     assert "is broken" in str(hasty.error)
     # What is missing is said before the others are run; the order stays that of the command.

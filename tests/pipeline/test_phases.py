@@ -521,8 +521,8 @@ def test_a_copy_of_nuclei_that_are_gone_is_refused_and_the_image_left_as_it_is(
     image.write(Edit(remove=frozenset({0})), objects.fingerprint)
     left = nuclei_of(project)
     (failure,) = qpnuclei.run(project, options).failures
-    assert re.search(r"shards/.*\.parquet is missing", failure.error.what)
-    assert "infer" in failure.error.hint
+    assert re.search(r"no copies of .*shards/.*\.parquet was removed", failure.error.what)
+    assert "qpnuclei export" in failure.error.hint
     assert nuclei_of(project) == left
     assert not copy.exists()
 

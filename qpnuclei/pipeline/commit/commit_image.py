@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qpnuclei.errors import FormatError, SaveError, number_of
+from qpnuclei.errors import FormatError, SaveError, UsageError, number_of
 from qpnuclei.pipeline.commit.copies import are_missing, paths_of_copies, write_copies
 from qpnuclei.pipeline.commit.new_nuclei import NewNuclei, new_nuclei
 from qpnuclei.pipeline.commit.replan import regions_now
@@ -36,6 +37,7 @@ from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import stain_rows
+from qpnuclei.system.commands import as_typed
 from qpnuclei.system.interrupts import interrupt_postponed
 
 _REPLACED = "later runs have replaced or removed these nuclei"
@@ -165,6 +167,9 @@ class ImageCommit:
 
     def _write_missing_copies(self, stored: StoredResult) -> StoredResult:
         """Write the requested copies of nuclei that are in the project; return the new state."""
+        path = self.folder.shard(self.image, self.layout.name)
+        if not path.exists():
+            raise copies_lost(self.project, self.image, path)
         found = self._found()
         plan = self._plan(self.entry.read())
         nuclei = new_nuclei(plan, found, stored=stored)
@@ -384,3 +389,13 @@ def _counted(plan: ImagePlan, objects: ImageObjects) -> dict[str, Any]:
         "check": together([image.image_doubts(), twice_in_image]),
         "data": objects.fingerprint,
     }
+
+
+def copies_lost(project: Project, image: PlannedImage, path: Path) -> UsageError:
+    """Return the error of copies of nuclei that the run no longer has: their file was removed."""
+    export = as_typed(["qpnuclei", "export", str(project.path)])
+    return UsageError(
+        f"no copies of the nuclei of image {image.name}: {path} was removed",
+        "leave out --geojson and --parquet; what the project has is written by: "
+        f"{export} --by nucleus -o nuclei.parquet (or .geojson)",
+    )
