@@ -5,7 +5,7 @@ from __future__ import annotations
 from qpnuclei.errors import UsageError
 from qpnuclei.models.device import takes_cpu
 from qpnuclei.pipeline.options import RunOptions
-from qpnuclei.segmentation.engine import engine_specs
+from qpnuclei.segmentation.engine import OWN_ENGINE, engine_specs, split_model
 
 
 def check_request(
@@ -22,14 +22,16 @@ def check_request(
     Raises
     ------
     QpnucleiError
-        If a model or a device does not exist, or options exclude each other.
+        If a model or its device does not exist, or options exclude each other.
     """
     engine_specs(options.models)
     if dask is not None:
         refuse_with_dask(options.device, unit_gib)
         return
-    for device in options.device.split(","):
-        takes_cpu(device)  # raises if it is not there
+    # Other engines have their own devices, and check them when they load.
+    if any(split_model(model)[0] == OWN_ENGINE for model in options.models):
+        for device in options.device.split(","):
+            takes_cpu(device)  # raises if it is not there
 
 
 def refuse_with_dask(device: str, unit_gib: float | None) -> None:
