@@ -15,6 +15,7 @@ from qpnuclei.qupath.areas import (
     ROUNDING_PX,
     Parts,
     multipolygon,
+    same_box,
     union,
     valid_area,
     without_slivers,
@@ -130,7 +131,7 @@ def same_area(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     a, b = multipolygon(a), multipolygon(b)
     if a.is_empty or b.is_empty:
         return bool(a.is_empty and b.is_empty)
-    if not np.allclose(a.bounds, b.bounds, rtol=0, atol=ROUNDING_PX):
+    if not same_box(a, b):
         return False
     if abs(a.area - b.area) > ROUNDING_PX * a.length:
         return False

@@ -29,6 +29,11 @@ def polygons_in(geometry: shapely.Geometry) -> npt.NDArray[np.object_]:
     return polygons
 
 
+def same_box(a: shapely.Geometry, b: shapely.Geometry) -> bool:
+    """Tell whether the bounding boxes of two geometries are equal up to `ROUNDING_PX`."""
+    return all(abs(p - q) <= ROUNDING_PX for p, q in zip(a.bounds, b.bounds, strict=True))
+
+
 def multipolygon(geometry: shapely.Geometry) -> shapely.MultiPolygon:
     """Return the areas of a geometry as a MultiPolygon, without lines and points."""
     return shapely.MultiPolygon(list(polygons_in(geometry)))
