@@ -36,7 +36,7 @@ from qpnuclei.cli.run import run
 from qpnuclei.cli.running import (
     INTERRUPTED,
     asked_for,
-    check_arguments,
+    checked_arguments,
     opening,
     print_summary,
     stopping_between_units,
@@ -66,7 +66,7 @@ def plan(project: ProjectPath, **given: Any) -> None:
     defaults |= {"geojson": None, "parquet": None, "dry_run": False}
     given = {**defaults, **given}
     find_project_file(project)  # the first error if there is no project
-    check_arguments(given, computes=False)
+    given = checked_arguments(given, computes=False)
     with opening(project, given) as opened:
         entries, options = asked_for(opened, given)
         from qpnuclei.pipeline.inference.units import Conduct

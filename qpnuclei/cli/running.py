@@ -37,7 +37,7 @@ def run_project(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], bool
     from qpnuclei.qupath.project_file import find_project_file
 
     find_project_file(path)  # the first error if there is no project
-    check_arguments(given)
+    given = checked_arguments(given)
     with opening(path, given) as opened:
         entries, options = asked_for(opened, given)
         if given["dry_run"]:
@@ -121,7 +121,7 @@ def analyse(
         return analyse_project(opened, entries, options, progress, conduct)
 
 
-def check_arguments(given: dict[str, Any], computes: bool = True) -> None:
+def checked_arguments(given: dict[str, Any], computes: bool = True) -> dict[str, Any]:
     """Check what needs no project: nobody waits for a project to hear of a wrong option.
 
     Parameters
@@ -130,6 +130,11 @@ def check_arguments(given: dict[str, Any], computes: bool = True) -> None:
         The arguments of `run`.
     computes : bool
         Whether this process looks for nuclei, unless only the plan is shown.
+
+    Returns
+    -------
+    dict
+        The arguments, with the backend that was chosen: it is searched for once.
 
     Raises
     ------
@@ -144,12 +149,13 @@ def check_arguments(given: dict[str, Any], computes: bool = True) -> None:
 
     options = options_of(given)
     check_mpp_table(given["mpp_table"])
-    choose_backend(given["backend"])
+    given = {**given, "backend": choose_backend(given["backend"])}
     checked_image_root(given["image_root"])
     if computes and not given["dry_run"]:
         check_request(options, given["dask"], given["unit_gib"])
     else:
         engine_specs(options.models)
+    return given
 
 
 def opening(path: Path, given: dict[str, Any]) -> AbstractContextManager[Project]:

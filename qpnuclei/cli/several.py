@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qpnuclei.cli.running import check_arguments, run_project
+from qpnuclei.cli.running import checked_arguments, run_project
 from qpnuclei.errors import QpnucleiError, TerminatedError, UsageError, standing_alone
 
 
@@ -29,7 +29,7 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
     UsageError
         If an option is given that is for one project only.
     QpnucleiError
-        As `check_arguments`; with ``--fail-fast``, the first error.
+        As `checked_arguments`; with ``--fail-fast``, the first error.
     """
     from qpnuclei.cli.console import print_error, stderr
 
@@ -40,7 +40,7 @@ def run_each(projects: Sequence[Path], given: dict[str, Any]) -> tuple[dict[str,
                 "projects were given",
                 "leave the option out, or run the projects one by one",
             )
-    check_arguments(given)
+    given = checked_arguments(given)
     contents: dict[Path, dict[str, Any]] = {}
     failed: list[str] = []
     # Missing projects are reported first, before hours of work on the others.

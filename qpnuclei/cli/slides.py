@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qpnuclei.cli.running import (
     analyse,
     asked_for,
-    check_arguments,
+    checked_arguments,
     opening,
     print_summary,
     show_plan,
@@ -61,7 +61,7 @@ def run_slides(
     folder.check()
     if not any(given[name] for name in _CHOICES):
         given = {**given, "tissue": True}
-    check_arguments(given)
+    given = checked_arguments(given)
     slides = slides_named(paths)
     with _held(folder, given):
         return _run_held(folder, slides, given)

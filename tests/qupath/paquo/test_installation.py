@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import platform
 import re
 import subprocess
@@ -7,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from qpnuclei.cli.app import app
 from qpnuclei.errors import FormatError, UsageError
 from qpnuclei.qupath.paquo.installation import (
     QuPathInstallation,
@@ -93,6 +96,18 @@ def test_an_old_qupath_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert choose_backend("auto") == "native"
     with pytest.raises(UsageError, match=r"0\.3\.2 .* too old"):
         choose_backend("paquo")
+
+
+@pytest.mark.parametrize("projects", [1, 2])
+def test_a_run_says_once_that_qupath_is_too_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, projects: int
+) -> None:
+    caplog.set_level(logging.INFO, logger="qpnuclei")
+    folder = make_installation(tmp_path / "q", "0.3.2")
+    monkeypatch.setenv("PAQUO_QUPATH_DIR", str(folder))
+    paths = [str(copy_project("0.5.1", tmp_path / f"{number}")) for number in range(projects)]
+    CliRunner().invoke(app, ["run", *paths, "--roi", "Tumor", "--dry-run"])
+    assert caplog.text.count("is too old for the paquo backend") == 1
 
 
 def test_an_installation_of_unknown_version(
