@@ -419,8 +419,8 @@ def test_the_slider_stores_its_filter_as_filter_does(groovy: Groovy, tmp_path: P
         (content,) = record.to_properties().values()
         (tmp_path / "record.json").write_text(content, encoding="utf-8")
         stored = groovy.java("groovy.ui.GroovyMain", caller, tmp_path / "record.json").splitlines()
-        first = with_filter({}, record, 0.8, ())
-        both = with_filter(first, record, 0.75, ())
+        first = with_filter({}, record, "a.svs", 0.8, ())
+        both = with_filter(first, record, "a.svs", 0.75, ())
         assert list(map(json.loads, stored)) == [json.loads(p[FILTERS]) for p in (first, both)]
 
 

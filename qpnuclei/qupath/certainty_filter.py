@@ -127,7 +127,12 @@ class OwnNuclei:
                 properties={
                     **({} if filtered == self.record else filtered.to_properties()),
                     **with_filter(
-                        self.properties, self.record, least, self.roi_classes, self.regions
+                        self.properties,
+                        self.record,
+                        self.entry.name,
+                        least,
+                        self.roi_classes,
+                        self.regions,
                     ),
                 },
             )

@@ -61,9 +61,7 @@ class Filter:
         return bool(self.least >= other.least and is_wider and is_of_all)
 
 
-def filters_of(
-    properties: Mapping[str, str], record: Record, name: str = "the image"
-) -> tuple[Filter, ...]:
+def filters_of(properties: Mapping[str, str], record: Record, name: str) -> tuple[Filter, ...]:
     """Return the filters of the nuclei that are in an image, oldest first.
 
     Left out are filters of nuclei that later runs have replaced, and those that a later filter
@@ -75,11 +73,13 @@ def filters_of(
         Of the image.
     record : Record
         Of the same image.
+    name : str
+        Of the same image, for a warning.
     """
     try:
         found = list(_read(properties.get(FILTERS, "[]")))
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
-        _log.warning("%s: what is stored of earlier filters is damaged and was ignored", name)
+        _log.warning("image %s: what is stored of earlier filters is damaged and was ignored", name)
         return ()
     valid = [one for one in found if one.holds(record)]
     return tuple(
@@ -92,6 +92,7 @@ def filters_of(
 def with_filter(
     properties: Mapping[str, str],
     record: Record,
+    name: str,
     least: float,
     classes: tuple[str, ...] = (),
     regions: Iterable[Region] = (),
@@ -100,6 +101,8 @@ def with_filter(
 
     Parameters
     ----------
+    properties, record, name
+        As for `filters_of`.
     least, classes : float, tuple of str
         As in `Filter`.
     regions : iterable of Region
@@ -115,7 +118,7 @@ def with_filter(
             **({"runs": one.runs} if one.runs else {}),
             **({"of": one.of} if one.of else {}),
         }
-        for one in [*filters_of(properties, record), new]
+        for one in [*filters_of(properties, record, name), new]
     ]
     return {FILTERS: json.dumps(content, separators=(",", ":"))}
 

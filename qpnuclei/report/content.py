@@ -243,7 +243,7 @@ def image_content(
         runs=tuple(runs_in(runs, entry.id, record)),
         filters=tuple(
             (one.least, one.classes, one.is_followed(record))
-            for one in filters_of(image.objects.properties, record, f"image {entry.name}")
+            for one in filters_of(image.objects.properties, record, entry.name)
         ),
         is_unrecorded=is_unrecorded(runs, entry.id, record),
         classes=frozenset(image.objects.detections.class_names),
