@@ -92,7 +92,7 @@ class SlideInputs:
         NotFoundError, FormatError, UsageError
             If the table is missing or wrong.
         """
-        from qpnuclei.qupath.pixel_size import AskedMpp, mpp_of_images, mpp_rows, project_mpp
+        from qpnuclei.qupath.pixel_size import AskedMpp, mpp_of_images, mpp_rows
 
         is_for_missing = not self.patterns and len(self.slides) > 1
         listed: dict[str | Path, float] = {}
@@ -103,7 +103,7 @@ class SlideInputs:
         by_id: dict[str, float] = {}
         for entry in self.images:
             is_chosen = entry.id in chosen if self.patterns else self._is_given(entry)
-            is_kept = is_for_missing and project_mpp(entry) is not None
+            is_kept = is_for_missing and entry.calibration.mpp_xy is not None
             given = listed.get(entry.id, mpp if is_chosen and not is_kept else None)
             if given is not None:
                 by_id[entry.id] = given

@@ -157,7 +157,7 @@ def pixel_size(
         slide = None if slide_mpp is None else slide_mpp()
         return resolve_mpp(asked.mpp, entry.calibration, slide, name)
     used = record.used
-    project = project_mpp(entry)
+    project = entry.calibration.mpp_xy
     is_overridden = (
         used is not None and same_mpp(used.project, project) and not same_mpp(project, used.mpp)
     )
@@ -190,11 +190,6 @@ def pixel_size(
     return own, source
 
 
-def project_mpp(entry: ImageEntry) -> Mpp | None:
-    """Return the project's pixel size, plausible or not; None if it has none."""
-    return entry.calibration.mpp_xy
-
-
 def changed_pixel_sizes(images: Sequence[ImageEntry], asked: AskedMpp) -> dict[str, float]:
     """Return by entry ID the given pixel sizes, in µm/px, that a run would not use otherwise."""
     return {
@@ -205,12 +200,12 @@ def changed_pixel_sizes(images: Sequence[ImageEntry], asked: AskedMpp) -> dict[s
 
 
 def _is_changed(entry: ImageEntry, given: float) -> bool:
-    sizes = [project_mpp(entry)]
+    sizes = [entry.calibration.mpp_xy]
     # An image that cannot be read fails in the run.
     with suppress(QpnucleiError):
         used = Record.of(entry.read().properties, entry.name).used
         sizes += [] if used is None else [used.mpp]
-    return any(own is None or any(abs(axis - given) > 1e-9 for axis in own) for own in sizes)
+    return any(not same_mpp(own, (given, given)) for own in sizes)
 
 
 def warn_of_kept_sizes(
@@ -229,10 +224,10 @@ def warn_of_kept_sizes(
     mpp = asked.mpp
     if mpp is None or not asked.only_missing:
         return
-    sizes = [*map(project_mpp, new)]
+    sizes = [entry.calibration.mpp_xy for entry in new]
     for entry in existing:
         given = asked.by_id.get(entry.id)
-        sizes.append(project_mpp(entry) if given is None else (given, given))
+        sizes.append(entry.calibration.mpp_xy if given is None else (given, given))
     kept = [own for own in sizes if own and not agree(own, (mpp, mpp))]
     if kept:
         _log.warning(

@@ -22,7 +22,14 @@ from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp, mpp_by_id, mpp_rows, pixel_size
+from qpnuclei.qupath.pixel_size import (
+    AskedMpp,
+    asked_mpp,
+    changed_pixel_sizes,
+    mpp_by_id,
+    mpp_rows,
+    pixel_size,
+)
 from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.training.sources import find_sources
 
@@ -49,6 +56,16 @@ def found(
 
 def used(mpp: float, project: float | None) -> Record:
     return Record((), UsedMpp((mpp, mpp), "--mpp", project and (project, project)))
+
+
+def test_a_given_pixel_size_is_a_change_unless_it_differs_by_rounding(tmp_path: Path) -> None:
+    for number in (1, 2):
+        Image.new("RGB", (64, 48), "white").save(tmp_path / f"{number}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    images = create_from_slides(tmp_path / "p", files, 0.25).images
+    given = dict(zip((entry.id for entry in images), (0.25 * (1 + 1e-7), 0.251), strict=True))
+    changed = changed_pixel_sizes(images, AskedMpp(by_id=given))
+    assert changed == {images[1].id: 0.251}
 
 
 def test_order_of_precedence() -> None:

@@ -16,7 +16,6 @@ from qpnuclei.qupath.analysed import Record, UsedMpp
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Edit, Project
 from qpnuclei.qupath.native import open_project
-from qpnuclei.qupath.pixel_size import project_mpp
 from qpnuclei.slides.hdab_as_he import as_h_and_e
 from qpnuclei.slides.stains import DEFAULT_H_DAB
 from qpnuclei.training.sources import find_sources
@@ -141,7 +140,7 @@ def test_files_of_one_slide_are_one_image_to_learn_from(tmp_path: Path) -> None:
 def note_run(project: Project, mpp: float) -> None:
     """Note in every image what ``run --mpp`` does."""
     for entry in project.images:
-        record = Record(used=UsedMpp((mpp, mpp), "--mpp", project_mpp(entry)))
+        record = Record(used=UsedMpp((mpp, mpp), "--mpp", entry.calibration.mpp_xy))
         entry.write(Edit(properties=record.to_properties()), entry.read().fingerprint)
 
 

@@ -31,7 +31,7 @@ from qpnuclei.qupath.analysed_area import NO_AREA, Basis
 from qpnuclei.qupath.areas import polygonal, union
 from qpnuclei.qupath.images import open_image, stains_of
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, ImageObjects
-from qpnuclei.qupath.pixel_size import pixel_size, project_mpp
+from qpnuclei.qupath.pixel_size import pixel_size
 from qpnuclei.qupath.regions import Region, same_outline
 from qpnuclei.segmentation.engine import EngineSpec, engine_specs
 from qpnuclei.slides.calibration import area_mm2
@@ -305,7 +305,7 @@ def plan_image(
         size=(slide.width, slide.height),
         scale=scale,
         mpp_source=mpp_source,
-        project_mpp=project_mpp(entry),
+        project_mpp=entry.calibration.mpp_xy,
         stains=stains,
         regions=regions,
         existing=existing,
