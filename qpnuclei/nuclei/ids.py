@@ -52,11 +52,6 @@ def are_ours(texts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     return ours
 
 
-def made_id(digest: bytes) -> uuid.UUID:
-    """Return one of our UUIDs, made from 10 bytes; see `NucleusIds`."""
-    return NucleusIds(np.frombuffer(digest, np.uint8).reshape(1, -1))[0]
-
-
 def hashed_id(seed: bytes) -> uuid.UUID:
     """Return one of our UUIDs, always the same for the same seed."""
     return hashed_ids([seed])[0]

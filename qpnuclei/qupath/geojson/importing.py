@@ -18,7 +18,7 @@ import shapely
 
 from qpnuclei._version import __version__
 from qpnuclei.errors import UsageError, number_of, quoted
-from qpnuclei.nuclei.ids import is_ours, made_id
+from qpnuclei.nuclei.ids import hashed_id, is_ours
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.areas import ROUNDING_PX
 from qpnuclei.qupath.geojson.importable import (
@@ -324,7 +324,7 @@ class _Incoming:
         elif own_id in self._existing:
             self.result.new_ids += 1
             # The next run replaces what is qpnuclei's; under a foreign UUID it would count twice.
-            own_id = made_id(secrets.token_bytes(10)) if is_ours(own_id) else uuid4()
+            own_id = hashed_id(secrets.token_bytes(16)) if is_ours(own_id) else uuid4()
         self._existing[own_id] = None
         return own_id
 
