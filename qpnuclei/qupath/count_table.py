@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -139,17 +138,20 @@ def _cell(value: Any) -> str | int | float | None:
     return str(value)
 
 
+class _Lines(list[str]):
+    """The rows of a CSV writer, each ended by a line feed alone."""
+
+    def write(self, row: str) -> None:
+        self.append(row.removesuffix("\r\n") + "\n")
+
+
 def _separated(table: _Table, separator: str) -> bytes:
-    text = io.StringIO()
+    lines = _Lines()
     # Before Python 3.13, only cells with a character of the line terminator are quoted.
-    writer = csv.writer(text, delimiter=separator, lineterminator="\r\n")
-    lines = [map(no_formula, table), *zip(*map(_printed, table.values()), strict=True)]
-    for line in lines:
-        writer.writerow(line)
-        text.seek(text.tell() - len("\r\n"))
-        text.write("\n")
-    text.truncate()
-    return text.getvalue().encode(errors="backslashreplace")
+    writer = csv.writer(lines, delimiter=separator, lineterminator="\r\n")
+    writer.writerow(map(no_formula, table))
+    writer.writerows(zip(*map(_printed, table.values()), strict=True))
+    return "".join(lines).encode(errors="backslashreplace")
 
 
 def _printed(column: list[Any]) -> list[Any]:
