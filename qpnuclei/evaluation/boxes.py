@@ -37,7 +37,6 @@ from qpnuclei.qupath.project import open_project
 from qpnuclei.qupath.project_file import is_project, one_of_each_project
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.hdab_as_he import seen_by_network
-from qpnuclei.slides.slide import Ends
 
 #: Margin around a box that the network sees: more than the largest nuclei.
 _MARGIN_UM = 30.0
@@ -69,8 +68,6 @@ class BoxImage(AnnotatedImage):
     entry : ImageEntry
     frame : (int, int, int, int)
         x0, y0, x1, y1 in level-0 px: at least the box with its margin, as far as the slide goes.
-    slide_size : (int, int)
-        Width and height of the slide in level-0 px.
     box : shapely geometry
         Polygon or MultiPolygon, in px of the frame.
     drawn : (N,) object ndarray of shapely.Polygon
@@ -81,7 +78,6 @@ class BoxImage(AnnotatedImage):
 
     entry: ImageEntry
     frame: tuple[int, int, int, int]
-    slide_size: tuple[int, int]
     box: shapely.Geometry
     drawn: Geometries
     counts: npt.NDArray[np.bool_]
@@ -100,13 +96,6 @@ class BoxImage(AnnotatedImage):
         with open_image(self.entry) as slide:
             pixels = seen_by_network(slide, stains_of(self.entry))
             return np.ascontiguousarray(pixels.read(x0, y0, x1 - x0, y1 - y0, (1.0, 1.0)))
-
-    @property
-    def ends(self) -> Ends:
-        """Where the frame ends with the slide: there a run sees white beyond."""
-        x0, y0, x1, y1 = self.frame
-        width, height = self.slide_size
-        return x0 == 0, y0 == 0, x1 == width, y1 == height
 
     def read_labels(self) -> npt.NDArray[np.int32]:
         """Return the (H, W) int32 instance map of the nuclei that count."""
@@ -399,7 +388,6 @@ def _box(
         mpp,
         entry=entry,
         frame=frame,
-        slide_size=size,
         box=shifted(area),
         drawn=shifted(outlines),
         counts=counts,

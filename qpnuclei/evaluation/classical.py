@@ -17,7 +17,7 @@ from qpnuclei.nuclei.outlines import polygonise
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.segmentation.postprocess import segment_instances
 from qpnuclei.slides.resolution import working_downsample
-from qpnuclei.slides.slide import INSIDE, Ends, ImageInMemory
+from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import estimate_macenko, separate
 
 #: Name of the method in tables and reports.
@@ -55,11 +55,7 @@ def haematoxylin_attention(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32
     return np.asarray(np.clip(scaled, 0, 1), np.float32)
 
 
-def haematoxylin_nuclei(
-    rgb: npt.NDArray[np.uint8],
-    mpp: float,
-    ends: Ends = INSIDE,  # noqa: ARG001 - it looks at no pixel beyond the image
-) -> NucleiTable:
+def haematoxylin_nuclei(rgb: npt.NDArray[np.uint8], mpp: float) -> NucleiTable:
     """Find nuclei by their haematoxylin alone.
 
     Parameters

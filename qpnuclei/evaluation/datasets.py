@@ -21,7 +21,7 @@ from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.readers.plain import pillow_image
 from qpnuclei.slides.readers.reader import reading
 from qpnuclei.slides.readers.tiff import SIGNATURES as TIFF_SIGNATURES
-from qpnuclei.slides.slide import INSIDE, Ends, open_slide
+from qpnuclei.slides.slide import open_slide
 from qpnuclei.system.files import open_regular
 from qpnuclei.system.json_text import parse_json
 
@@ -69,11 +69,6 @@ class AnnotatedImage:
                 "give both files the same size",
             )
         return rgb, labels
-
-    @property
-    def ends(self) -> Ends:
-        """Where the image ends with its slide: nowhere, as data sets are cut out of tissue."""
-        return INSIDE
 
     def read_alone(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """Return image and instance map without the surroundings of the annotated area."""

@@ -51,7 +51,6 @@ from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import checked_mpp
-from qpnuclei.slides.slide import Ends
 from qpnuclei.system.arguments import check_fields, checked_flag
 from qpnuclei.system.files import check_file_target, resolved
 from qpnuclei.system.versions import versions
@@ -166,10 +165,10 @@ def evaluate_model(
                 "leave --tune out, or name a model of qpnuclei",
             )
 
-        def find(rgb: RGB, mpp: float, ends: Ends) -> NucleiTable:
+        def find(rgb: RGB, mpp: float) -> NucleiTable:
             """Find nuclei as a run does: the pixel size selects the default model's network."""
             model = network_for(str(options.model), mpp, options.speed)
-            return segment(engines[model], rgb, mpp, ends=ends)
+            return segment(engines[model], rgb, mpp)
 
         result = _measure(name, find, images, options, progress)
         baseline = _measure(

@@ -17,11 +17,10 @@ from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.metrics import Scores, mean_of_known, mean_scores, score
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.slides.resolution import resolve_mpp
-from qpnuclei.slides.slide import Ends, open_slide
+from qpnuclei.slides.slide import open_slide
 
-#: Finds the nuclei of an (H, W, 3) uint8 image, given its µm/px and where it ends with its slide;
-#: returns them in px of the image.
-Finder = Callable[[npt.NDArray[np.uint8], float, Ends], NucleiTable]
+#: Finds the nuclei of an (H, W, 3) uint8 image, given its µm/px; returns them in px of the image.
+Finder = Callable[[npt.NDArray[np.uint8], float], NucleiTable]
 
 #: Names of all scores of an image.
 SCORES = tuple(f.name for f in fields(Scores))
@@ -173,7 +172,7 @@ def score_images(
     for image in images:
         true_mpp = image_mpp(image, mpp)
         rgb, true = image.read()
-        nuclei = image.counted(find(rgb, true_mpp, image.ends))
+        nuclei = image.counted(find(rgb, true_mpp))
         predicted = label_map(nuclei.polygons(), true.shape)
         result = ScoredImage(
             image, true_mpp, nuclei, score(true, predicted), classify(true, predicted).counts()

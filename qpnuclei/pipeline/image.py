@@ -12,36 +12,28 @@ from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import Scale, resolve_mpp, working_downsample
-from qpnuclei.slides.slide import INSIDE, Ends, ImageInMemory
+from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 
 
-def segment(
-    engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE, ends: Ends = INSIDE
-) -> NucleiTable:
+def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
     """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
 
     The nuclei of a crop of a slide are exactly those that a run finds there only if the origin of
     the crop is a multiple of `EngineSpec.stride` in x and y, in px of the engine's resolution. Near
-    the border they can differ in any case, also those of a whole image: a run sees white beyond it,
-    this function its reflection, unless `ends` says otherwise. In an image of 1000 x 1000 px of a
-    data set, ``qpnuclei evaluate``, which uses this function, finds 491 nuclei, and ``qpnuclei run
-    --roi-all`` with an annotation of the whole image finds 472.
+    the border of a crop they can differ in any case: beyond it, the engine sees its reflection.
 
     Parameters
     ----------
     engine : Engine
         From `qpnuclei.segmentation.engine.load_engine`.
     rgb : (H, W, 3) uint8 ndarray
-        Tissue. An engine that normalises colours takes all of it as the sample. Beyond its border
-        it is continued by reflection.
+        Tissue. An engine that normalises colours takes all of it as the sample.
     mpp : float
         Resolution of `rgb` in µm/px. It is resampled to the engine's resolution unless they differ
         by less than 10 %.
     stains : Stains
         For the measurements.
-    ends : Ends
-        Where `rgb` ends with its slide: there it is continued with white, as in a run.
 
     Returns
     -------
@@ -69,7 +61,7 @@ def segment(
             "convert it; of a grey image, np.dstack([grey] * 3)",
         )
     (resolved, _) = resolve_mpp(mpp, None, None, "the image")
-    image = ImageInMemory(rgb, resolved, ends)
+    image = ImageInMemory(rgb, resolved)
     scale = Scale(resolved, working_downsample(resolved, engine.spec.mpp))
     size = image.width, image.height
     tiles = plan_tiles(shapely.box(0, 0, *size), size, scale, engine.spec)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +36,6 @@ class PixelSource(Protocol):
     ) -> npt.NDArray[np.uint8]:
         """Return a region of the working grid; see `qpnuclei.slides.slide.Slide.read`."""
 
-
-#: Whether an image ends with its slide: on the left, at the top, on the right, at the bottom.
-Ends: TypeAlias = tuple[bool, bool, bool, bool]
-
-#: The ends of an image that is cut out of tissue on all sides.
-INSIDE: Ends = (False, False, False, False)
 
 #: Larger regions of source pixels are read in parts, to limit memory.
 _MAX_SOURCE_PIXELS = 2**25
@@ -344,55 +338,18 @@ class Slide:
         )
 
 
-class ImageInMemory:
-    """An array with the interface of a slide; beyond its border, the image is reflected.
+class ImageInMemory(Slide):
+    """An array as a slide.
 
     Parameters
     ----------
     rgb : (H, W, 3) uint8 ndarray
     mpp : (float, float)
         µm/px in x and y.
-    ends : Ends
-        Where the image ends with its slide: beyond, it is white.
     """
 
-    def __init__(self, rgb: RGB, mpp: tuple[float, float], ends: Ends = INSIDE) -> None:
-        self._slide = Slide(Path("image in memory"), ArrayReader(rgb, mpp=mpp), False)
-        self.width, self.height = self._slide.width, self._slide.height
-        self._ends = ends
-
-    def read(
-        self, x: int, y: int, width: int, height: int, downsample: tuple[float, float] = (1.0, 1.0)
-    ) -> RGB:
-        """Read a region of the working grid, as `Slide.read` does."""
-        left_ends, top_ends, right_ends, bottom_ends = self._ends
-        columns, rows = (
-            _continued(start, count, math.ceil(extent / scale), *ends)
-            for start, count, extent, scale, ends in (
-                (x, width, self.width, downsample[0], (left_ends, right_ends)),
-                (y, height, self.height, downsample[1], (top_ends, bottom_ends)),
-            )
-        )
-        if len(columns) == 0 or len(rows) == 0:
-            return np.empty((height, width, 3), np.uint8)
-        left, top = int(columns.min()), int(rows.min())
-        inside = self._slide.read(
-            left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1, downsample
-        )
-        return inside[np.ix_(rows - top, columns - left)]
-
-
-def _continued(
-    start: int, count: int, size: int, low_ends: bool, high_ends: bool
-) -> npt.NDArray[np.int64]:
-    """Map indices outside the image to indices inside, by reflection (c b a | a b c | c b a).
-
-    They stay outside where the image ends with its slide.
-    """
-    indices = np.arange(start, start + count)
-    phase = indices % (2 * size)
-    beyond = ((indices < 0) & low_ends) | ((indices >= size) & high_ends)
-    return np.where(beyond, indices, np.minimum(phase, 2 * size - 1 - phase))
+    def __init__(self, rgb: RGB, mpp: tuple[float, float]) -> None:
+        super().__init__(Path("image in memory"), ArrayReader(rgb, mpp=mpp), False)
 
 
 def _reopen(path: Path, crop_to_bounds: bool, series: int | None, apply_icc: bool) -> Slide:

@@ -26,16 +26,15 @@ from qpnuclei.evaluation.scoring import Comparison, Evaluation, image_mpp, score
 from qpnuclei.nuclei.outlines import polygonise
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.report.pictures import path_data
-from qpnuclei.slides.slide import Ends
 from tests.colour_vision import least_difference
 from tests.evaluation.images import painted, write_folder
 
 
-def nothing(_rgb: np.ndarray, _mpp: float, _ends: Ends) -> NucleiTable:
+def nothing(_rgb: np.ndarray, _mpp: float) -> NucleiTable:
     return NucleiTable.empty()
 
 
-def perfect(rgb: np.ndarray, _mpp: float, _ends: Ends) -> NucleiTable:
+def perfect(rgb: np.ndarray, _mpp: float) -> NucleiTable:
     """Know the truth: these are the images of `write_folder`."""
     truth = next(labels for known, labels in map(painted, range(2)) if (known == rgb).all())
     return polygonise(truth.astype(np.int32))[0]
@@ -123,9 +122,9 @@ class _Page(HTMLParser):
 
 
 def test_the_page_draws_every_nucleus_once_on_its_side(images: list[AnnotatedImage]) -> None:
-    def half_found(rgb: np.ndarray, mpp: float, ends: Ends) -> NucleiTable:
+    def half_found(rgb: np.ndarray, mpp: float) -> NucleiTable:
         """Give every other nucleus, and a square in the corner, where there is none."""
-        polygons = perfect(rgb, mpp, ends).polygons()[::2].tolist()
+        polygons = perfect(rgb, mpp).polygons()[::2].tolist()
         return NucleiTable.from_polygons([*polygons, shapely.box(0, 0, 4, 4)])
 
     made = report(score_images("half", half_found, images[:1], 0.25))
@@ -152,10 +151,10 @@ def test_the_page_draws_every_nucleus_once_on_its_side(images: list[AnnotatedIma
 def test_fewer_pictures_are_the_worst_and_the_best(images: list[AnnotatedImage]) -> None:
     found: dict[int, NucleiTable] = {}
 
-    def first_only(rgb: np.ndarray, mpp: float, ends: Ends) -> NucleiTable:
+    def first_only(rgb: np.ndarray, mpp: float) -> NucleiTable:
         """Get better from image to image."""
         number = len(found)
-        found[number] = perfect(rgb, mpp, ends).take(np.arange(4 * number + 1))
+        found[number] = perfect(rgb, mpp).take(np.arange(4 * number + 1))
         return found[number]
 
     made = report(score_images("better", first_only, [images[0]] * 4, 0.25))

@@ -6,6 +6,7 @@ region.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -245,12 +246,35 @@ def join_tiles(
 
 
 def reader_of(pixels: PixelSource, scale: Scale) -> ReadPixels:
-    """Return the function that reads boxes of the working grid from an image."""
+    """Return the function that reads boxes of the working grid from an image.
+
+    Beyond its border, the image is reflected (c b a | a b c): there the network sees tissue if
+    tissue reaches the border, and glass if glass does. White would cost nuclei at a border that
+    cuts tissue.
+    """
+    x, y = scale.downsample
 
     def read(box: Box) -> RGB:
-        return pixels.read(box.x0, box.y0, box.width, box.height, scale.downsample)
+        columns = _reflected(box.x0, box.x1, pixels.width / x)
+        rows = _reflected(box.y0, box.y1, pixels.height / y)
+        left, top = int(columns.min()), int(rows.min())
+        width, height = int(columns.max()) - left + 1, int(rows.max()) - top + 1
+        inside = pixels.read(left, top, width, height, (x, y))
+        if Box(left, top, left + width, top + height) == box:
+            return inside
+        return np.ascontiguousarray(inside[rows - top][:, columns - left])
 
     return read
+
+
+def _reflected(start: int, stop: int, extent: float) -> npt.NDArray[np.int64]:
+    """Map pixels beyond an image of `extent` px to pixels inside.
+
+    A last pixel that the border cuts counts as beyond: part of it would be white.
+    """
+    size = max(1, math.floor(extent + 1e-6))
+    phase = np.arange(start, stop) % (2 * size)
+    return np.minimum(phase, 2 * size - 1 - phase)
 
 
 def _seen_whole(

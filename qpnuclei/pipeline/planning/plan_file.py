@@ -34,7 +34,7 @@ from qpnuclei.system.files import check_folder, read_regular, unreadable
 from qpnuclei.tiling.plan import TilePlan
 
 #: Version of ``plan.json`` and the shards: no other is read.
-FORMAT = 3
+FORMAT = 4
 
 
 class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -15,6 +15,7 @@ import shapely
 
 from qpnuclei.choices import OnExisting
 from qpnuclei.cli.tables import print_account, summary_table
+from qpnuclei.errors import number_of
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.overlap import are_among
 from qpnuclei.pipeline.options import RunOptions
@@ -121,7 +122,8 @@ def test_nothing_is_appended_in_the_place_of_locked_nuclei(project: NativeProjec
     assert new.sum() == result.nuclei < len(chosen) / 2
     assert not are_among(after.geometries[new], after.geometries[~new]).any()
     counted = result.nuclei + len(chosen)
-    assert summary_table(again).title == f"{result.nuclei} nuclei written, {counted} counted"
+    written = number_of(result.nuclei, "nucleus")
+    assert summary_table(again).title == f"{written} written, {counted} counted"
 
 
 def test_nuclei_that_two_runs_outlined_are_doubtful(project: NativeProject) -> None:

@@ -10,12 +10,13 @@ import torch
 
 from qpnuclei.errors import SlideError
 from qpnuclei.nuclei.table import NucleiTable, concatenate
-from qpnuclei.pipeline.inference.infer import find_nuclei, join_tiles, measure_tiles
+from qpnuclei.pipeline.inference.infer import find_nuclei, join_tiles, measure_tiles, reader_of
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.segmentation.engine import Engine, EngineOptions, load_engine
 from qpnuclei.slides.resolution import Scale
 from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE
+from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan
 
 SCALE = Scale((0.25, 0.25))
@@ -118,13 +119,36 @@ def test_a_higher_threshold_shrinks_nuclei(engine: Engine, tissue: ImageInMemory
     assert_same(found(same, tissue, 400), found(engine, tissue, 400))
 
 
+def test_beyond_its_border_an_image_is_read_reflected() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
+    image = ImageInMemory(rgb, (0.25, 0.25))
+    mirrored = np.pad(rgb, ((50, 50), (70, 70), (0, 0)), mode="symmetric")
+    read = reader_of(image, SCALE)
+    np.testing.assert_array_equal(read(Box(-70, -50, 101, 70)), mirrored)
+    np.testing.assert_array_equal(read(Box(-7, 3, 12, 25)), mirrored[53:75, 63:82])
+    np.testing.assert_array_equal(read(Box(40, -9, 45, -2)), mirrored[41:48, 110:115])
+    np.testing.assert_array_equal(read(Box(3, 5, 9, 11)), rgb[5:11, 3:9])
+
+
+@pytest.mark.parametrize("downsample", [2.0, 1.6, 0.5, 0.7])
+def test_a_last_pixel_that_the_border_cuts_is_not_mixed_with_white(downsample: float) -> None:
+    image = ImageInMemory(np.full((21, 33, 3), 90, np.uint8), (0.25, 0.25))
+    read = reader_of(image, Scale((0.25, 0.25), (downsample, downsample)))
+    assert (read(Box(-10, -10, 100, 100)) == 90).all()
+
+
+def test_an_image_smaller_than_a_pixel_of_the_network_can_be_read() -> None:
+    image = ImageInMemory(np.full((1, 3, 3), 90, np.uint8), (0.25, 0.25))
+    assert reader_of(image, Scale((0.25, 0.25), (4.0, 4.0)))(Box(-2, -2, 3, 3)).shape == (5, 5, 3)
+
+
 class FailsAt(ImageInMemory):
     """Cannot be read beyond some column."""
 
     def read(
         self, x: int, y: int, width: int, height: int, downsample: tuple[float, float] = (1.0, 1.0)
     ) -> npt.NDArray[np.uint8]:
-        if x + width > 500:
+        if x + width > 400:
             raise SlideError("its pixels cannot be decoded", "copy it again")
         return super().read(x, y, width, height, downsample)
 
