@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain, product
+from math import floor
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -20,7 +21,7 @@ from qpnuclei._version import __version__
 from qpnuclei.errors import UsageError, number_of, quoted
 from qpnuclei.nuclei.ids import hashed_id, is_ours
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.qupath.areas import ROUNDING_PX
+from qpnuclei.qupath.areas import ROUNDING_PX, valid_area
 from qpnuclei.qupath.geojson.importable import (
     WHOLE_TOLERANCE,
     nucleus_of,
@@ -122,7 +123,8 @@ def import_file(
     gets a new one, which marks it as qpnuclei's if the old one did. Objects that the image already
     has are not added again. These have the same UUID and outline or, if they have no UUID or that
     of another object, the same outline (and for annotations, name and class). For cells, the same
-    outline of the nucleus is enough. An object that the file has twice is added once.
+    outline of the nucleus is enough. An object that the file has twice, in whatever form, is added
+    once.
 
     In a file of the nuclei of several images, each object names its image. Those of other images
     are left out. The name decides; if several images of the project have it, the entry ID does.
@@ -191,7 +193,7 @@ class _Incoming:
         self._existing |= {a.id: a for a in objects.annotations if a.id is not None}
         self._annotations: list[NewAnnotation] = []
         self._groups: dict[_Key, _Group] = {}
-        self._outlines: set[bytes] = set()
+        self._outlines: dict[Hashable, list[shapely.Geometry]] = {}
         self._unread: Counter[str] = Counter()
         self._left_cells = 0
         self.result = Imported()
@@ -369,19 +371,21 @@ class _Incoming:
 
     def _is_repeated(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
         """Tell whether the same object was added before from this file, and remember it."""
-        nucleus = nucleus_of(found)
-        outline = shapely.normalize(geometry if nucleus is None else nucleus)
-        is_annotation = found.kind == "annotation"
-        path_class = self._class(found.path_class) if is_annotation else None
-        same = (
-            is_annotation and (found.name, None if path_class is None else path_class.name),
-            (found.z, found.t),
-            shapely.to_wkb(outline),
-        )
-        # The outlines of a million nuclei would fill the memory, so their hashes are kept.
-        key = hashlib.blake2b(repr(same).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        is_known = key in self._outlines
-        self._outlines.add(key)
+        same: Hashable = (found.z, found.t)
+        if found.kind == "annotation":
+            path_class = self._class(found.path_class)
+            same = (same, found.name, None if path_class is None else path_class.name)
+            outline, area = geometry, valid_area(geometry)
+        else:
+            nucleus = nucleus_of(found)
+            outline = area = one_polygon(geometry if nucleus is None else nucleus)[0]
+        # Only outlines with the same corner of the bounding box, up to rounding, can be equal.
+        corner = (outline if area.is_empty else area).bounds[:2]
+        cells = [{floor(at - ROUNDING_PX), floor(at + ROUNDING_PX)} for at in corner]
+        near = (self._outlines.get((same, *cell), ()) for cell in product(*cells))
+        is_known = any(same_place(outline, other) for other in chain.from_iterable(near))
+        if not is_known:
+            self._outlines.setdefault((same, *map(floor, corner)), []).append(outline)
         return is_known and (found.id is None or found.id in self._existing)
 
     def _is_detection(self, found: GeoJsonObject, geometry: shapely.Geometry, row: int) -> bool:

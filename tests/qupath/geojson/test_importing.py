@@ -538,6 +538,15 @@ FORMS = {
 }
 
 
+def feature_of(kind: str, own_id: uuid.UUID | None, geometry: shapely.Geometry) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "geometry": shapely.geometry.mapping(geometry),
+        "properties": {"objectType": kind},
+        **({} if own_id is None else {"id": str(own_id)}),
+    }
+
+
 @pytest.mark.parametrize("own_id", [None, uuid.UUID(int=77)])
 @pytest.mark.parametrize(
     ("kind", "shape"),
@@ -548,13 +557,7 @@ def test_an_object_is_imported_once_in_whatever_form(
 ) -> None:
     def added(entry: ImageEntry, geometry: shapely.Geometry) -> tuple[int, int]:
         """Import the object as another program writes it; how many are new, and already there."""
-        feature = {
-            "type": "Feature",
-            "geometry": shapely.geometry.mapping(geometry),
-            "properties": {"objectType": kind},
-            **({} if own_id is None else {"id": str(own_id)}),
-        }
-        (tmp_path / "a.geojson").write_text(json.dumps(feature))
+        (tmp_path / "a.geojson").write_text(json.dumps(feature_of(kind, own_id, geometry)))
         done = import_file(project, entry, tmp_path / "a.geojson")
         assert done.left_out == []
         return done.annotations + done.detections, done.already_there
@@ -569,12 +572,28 @@ def test_an_object_is_imported_once_in_whatever_form(
         assert added(entry, shapely.transform(first, lambda xy: xy + np.array([1, 0]))) == (1, 0)
 
 
-@pytest.mark.parametrize("kind", ["hole", "line", "point", "points"])
-def test_forms_of_one_annotation_in_one_file(kind: str, project: Project, tmp_path: Path) -> None:
-    features = [{"type": "Feature", "geometry": shapely.geometry.mapping(g)} for g in FORMS[kind]]
+@pytest.mark.parametrize("is_last_first", [False, True])
+@pytest.mark.parametrize("own_id", [None, uuid.UUID(int=77)])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [*(("annotation", shape) for shape in FORMS), ("detection", "polygon"), ("detection", "hole")],
+)
+def test_forms_of_one_object_in_one_file(
+    kind: str,
+    shape: str,
+    own_id: uuid.UUID | None,
+    is_last_first: bool,
+    project: Project,
+    tmp_path: Path,
+) -> None:
+    forms = FORMS[shape][::-1] if is_last_first else FORMS[shape]
+    rounded = [shapely.transform(form, lambda xy: xy - 0.01) for form in forms]
+    moved = [shapely.transform(form, lambda xy: xy + np.array([1, 0])) for form in forms]
+    features = [feature_of(kind, own_id, form) for form in (*forms, *rounded, *moved)]
     (tmp_path / "a.geojson").write_text(json.dumps(features))
     done = import_file(project, project.images[0], tmp_path / "a.geojson")
-    assert (done.annotations, done.already_there) == (1, len(features) - 1)
+    added = done.annotations + done.detections
+    assert (added, done.already_there, done.left_out) == (2, len(features) - 2, [])
 
 
 def test_an_annotation_is_compared_only_with_those_at_its_place(
