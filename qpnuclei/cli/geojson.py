@@ -143,10 +143,13 @@ def import_geojson(
     from qpnuclei.qupath.geojson.file_names import image_of_file
     from qpnuclei.qupath.geojson.importing import import_file
     from qpnuclei.qupath.image_names import one_image
+    from qpnuclei.qupath.names import checked_class_name
     from qpnuclei.qupath.project import held_project
     from qpnuclei.qupath.project_file import find_project_file
 
     find_project_file(project)
+    if class_name is not None:
+        class_name = checked_class_name(class_name)
     for path in files:
         if not path.exists():
             raise NotFoundError(f"{path}: no such file", "check the path")

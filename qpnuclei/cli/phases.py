@@ -144,7 +144,7 @@ def infer(
         planned = folder.plan().options()
         options = replace(
             planned,
-            model=model or planned.model,
+            model=planned.model if model is None else model,
             device=device,
             batch_size=batch,
             workers=workers or available_cores(),

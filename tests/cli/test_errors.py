@@ -169,6 +169,41 @@ def test_an_empty_path_is_not_this_folder(
     assert tree(project.parent) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "{}", "--roi", ""), "no annotation of class ''"),
+        (("run", "{}", "--roi-name", ""), "no annotation named ''"),
+        (("run", "{}", "--roi-all", "--image", ""), "matches ''"),
+        (("run", "{}", "--roi-all", "--class", ""), "'' is not a class name"),
+        (("run", "{}", "--roi-all", "--model", ""), "no model named ''"),
+        (("run", "{}", "--roi-all", "--dask", ""), "--dask ''"),
+        (("export", "{}", "-o", "x.csv", "--roi", ""), "no annotation of class ''"),
+        (("filter", "{}", "--dry-run", "--roi", ""), "no annotation of class ''"),
+        (("geojson", "export", "{}", "-o", "x", "--roi", ""), "no annotation of class ''"),
+        (("geojson", "import", "{}", "1.geojson", "--image", ""), "no image is called ''"),
+        (("geojson", "import", "{}", "1.geojson", "--class", ""), "'' is not a class name"),
+        (("infer", "the-run", "--model", ""), "no model named ''"),
+        (("project", "restore", "{}", "--latest", "--image", ""), "no image is called ''"),
+    ],
+)
+def test_an_empty_text_does_not_mean_that_the_option_is_missing(
+    qpnuclei: Call,
+    project: Path,
+    words: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    plan = ("plan", project, "--roi", "Tumor", "--mpp", "0.5", "--run-dir", "the-run")
+    assert words[0] != "infer" or qpnuclei(*plan).exit_code == 0
+    before = tree(tmp_path)
+    refused(qpnuclei(*(word.format(project) for word in words)), 2, said)
+    assert tree(tmp_path) == before
+
+
 def test_slides_of_a_plan_that_are_not_there(qpnuclei: Call, project: Path) -> None:
     folder = project.parent / "the-run"
     plan = qpnuclei("plan", project, "--roi", "Tumor", "--mpp", "0.5", "--run-dir", folder)
