@@ -122,13 +122,15 @@ Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
                 outline: { valid(roi.getGeometry()) }.memoize(),
                 bounds: new Envelope(roi.getBoundsX(), roi.getBoundsX() + roi.getBoundsWidth(), roi.getBoundsY(), roi.getBoundsY() + roi.getBoundsHeight())]
     })
+    def nucleiOfRuns = detections.findAll { nucleusOf(it).getZ() == 0 && nucleusOf(it).getT() == 0 && isNucleus(it, []) }
     def rows = annotations.collect { annotation ->
         def roi = annotation.getROI()
         def id = annotation.getID().toString()
-        def geometry = roi.isArea() && roi.getZ() == 0 && roi.getT() == 0 ? valid(roi.getGeometry()) : null
+        def outline = roi.isArea() ? valid(roi.getGeometry()) : null
+        def geometry = outline != null && roi.getZ() == 0 && roi.getT() == 0 ? outline : null
         def status = statusOf(id, geometry, record)
         def isKnown = nucleusClasses || status != "not analysed"
-        def area = size == null ? Double.NaN : roi.isArea() ? roi.getScaledArea(size[0], size[1]) : 0d
+        def area = size == null ? Double.NaN : outline == null ? 0d : areaOf(roi, outline) * size[0] * size[1]
         def analysed = size == null ? Double.NaN : 0d
         def part = isKnown && geometry != null ? analysedPart(geometry, status, record) : geometry
         def isPart = part != null && geometry.getArea() - part.getArea() > 1e-9 * geometry.getArea()
@@ -142,6 +144,8 @@ Map count(hierarchy, size, stains, record, annotationClasses, nucleusClasses) {
         def otherSizes = status == "not analysed" || size == null ? "" : noteOfSizes(id, geometry, record, size.collect { it * 1000 })
         def otherStains = status == "not analysed" ? "" : noteOfStains(id, geometry, record, stains)
         def gone = status == "not analysed" || nucleusClasses || nuclei || inside.any { isOurs(it) } ? "" : noteOfEmptied(id, geometry, record)
+        if (gone && (holds(part, nucleiOfRuns) || holds(geometry, nucleiOfRuns.findAll { isOurs(it) })))
+            gone = ""
         def row = [
             annotation: annotation.getName(),
             type: annotation.isAnnotation() ? "annotation" : annotation.isMissing() ? "missing TMA core" : "TMA core",
@@ -301,6 +305,18 @@ List withNucleiIn(String id, Geometry geometry, record, Closure isWanted) {
             break
     }
     return found
+}
+
+/** Whether a detection is inside an area, or so near that rounding may explain it. */
+boolean holds(Geometry area, List detections) {
+    def near = area.buffer(0.02)
+    return detections.any { near.covers(centreOf(it)) }
+}
+
+/** The area of an annotation in square pixels: QuPath's, unless that subtracts parts of an outline that crosses itself. */
+double areaOf(roi, Geometry outline) {
+    def isOwn = roi.getRoiName() == "Ellipse" || Math.abs(roi.getArea() - outline.getArea()) <= rounding(outline)
+    return isOwn ? roi.getArea() : outline.getArea()
 }
 
 /** Whether two outlines are the same, but for how exactly files keep coordinates. */

@@ -706,14 +706,17 @@ def test_the_script_writes_cells_as_the_command_does(groovy: Groovy, tmp_path: P
 
 #: Prints columns of the row of an annotation, from what stands in for QuPath's objects.
 ROW_OF_A_CASE = """
-    def roiOf = { x0, y0, x1, y1 ->
-        def outline = new GeometryFactory().toGeometry(new Envelope(x0, x1, y0, y1))
+    def roiOf = { outline ->
+        def box = outline.getEnvelopeInternal()
         return new Expando(
             getZ: { 0 }, getT: { 0 }, isArea: { true }, getGeometry: { outline },
-            getBoundsX: { x0 }, getBoundsWidth: { x1 - x0 },
-            getBoundsY: { y0 }, getBoundsHeight: { y1 - y0 },
-            getCentroidX: { (x0 + x1) / 2 as double }, getCentroidY: { (y0 + y1) / 2 as double },
-            getScaledArea: { width, height -> outline.getArea() * width * height })
+            getRoiName: { "Polygon" }, getArea: { outline.getArea() },
+            getBoundsX: { box.getMinX() }, getBoundsWidth: { box.getWidth() },
+            getBoundsY: { box.getMinY() }, getBoundsHeight: { box.getHeight() },
+            getCentroidX: { box.centre().x }, getCentroidY: { box.centre().y })
+    }
+    def boxOf = { x0, y0, x1, y1 ->
+        roiOf(new GeometryFactory().toGeometry(new Envelope(x0, x1, y0, y1)))
     }
     def objectOf = { kind, className, id, roi, more ->
         new Expando([
@@ -722,19 +725,21 @@ ROW_OF_A_CASE = """
             getID: { UUID.fromString(id) }] + more)
     }
     def detections = it.detections.collect { one ->
-        def nucleus = roiOf(*one.nucleus)
+        def nucleus = boxOf(*one.nucleus)
         def list = new Expando(getMeasurementNames: { ["M"] }, get: { name -> one.M as double })
-        def outer = one.cell ? roiOf(*one.cell) : nucleus
+        def outer = one.cell ? boxOf(*one.cell) : nucleus
         def own = one.get("ours", true) ? it.ours : it.other
         return objectOf("detection", one.get("class", "Nucleus"), own, outer, [
             isCell: { one.cell != null }, getNucleusROI: { nucleus },
             getMeasurementList: { list }])
     }
-    def roi = roiOf(0, 0, 100, 100)
+    // As in QuPath, the area of a ring that crosses itself is a difference of its parts.
+    def roi = roiOf(script.multiPolygon(it.rings).getGeometryN(0))
     def annotation = objectOf("annotation", "Tumor", it.id, roi, [getName: { "a" }])
     def hierarchy = new Expando(
         getFlattenedObjectList: { [annotation, *detections] },
-        getObjectsForROI: { type, inside -> detections })
+        getObjectsForROI: { type, inside ->
+            detections.findAll { script.valid(roi.getGeometry()).covers(script.centreOf(it)) } })
     script.setBinding(new Binding([PathDetectionObject: Object]))
     def record = script.recordOf(it.record)
     def row = script.count(hierarchy, [0.0005d, 0.0005d], [], record, [], it.classes).rows[0]
@@ -752,6 +757,7 @@ def test_the_script_has_the_rules_for_rows(jts: Groovy, tmp_path: Path) -> None:
             {
                 "record": record_of(case),
                 "id": id_of("A"),
+                "rings": rings(case.get("annotation", {"box": [0, 0, 100, 100]})),
                 "ours": str(nucleus_id(bytes(10))),
                 "other": id_of("B"),
                 "detections": case["detections"],

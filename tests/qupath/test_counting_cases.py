@@ -158,7 +158,8 @@ def test_nuclei_that_are_counted_twice(case: dict[str, Any]) -> None:
 @names("rows")
 def test_rows_of_what_a_project_holds(case: dict[str, Any], tmp_path: Path) -> None:
     entry = open_project(copy_project("0.5.1", tmp_path)).images[2]  # without detections
-    drawn, own_id = shapely.box(0, 0, 100, 100), uuid.UUID(id_of("A"))
+    ((ring,),) = rings(case.get("annotation", {"box": [0, 0, 100, 100]}))
+    drawn, own_id = shapely.Polygon(ring), uuid.UUID(id_of("A"))
     groups = []
     for number, detection in enumerate(case["detections"]):
         nuclei = NucleiTable.from_polygons(
