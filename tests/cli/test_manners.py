@@ -458,3 +458,20 @@ def test_output_to_a_full_disk_is_one_error(sample: Sample, option: tuple[str, .
     ]
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("info",), ("info", "--json"), ("export", "--json")])
+def test_a_closed_pipe_ends_a_command_without_a_message(
+    sample: Sample, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    table = tmp_path / "counts.csv"
+    more = ["--image", "2", "-o", str(table)] if words[0] == "export" else []
+    command = [sys.executable, "-m", "qpnuclei", *words, str(sample("0.5.1")), *more]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("not analysed, ")]
+    assert said == []
+    assert not more or len(table.read_text("utf-8").splitlines()) == 8
