@@ -158,8 +158,8 @@ def import_file(
                 listed.append(f"others of {number_of(len(others) - _MOST_NAMED, 'more image')}")
             raise UsageError(
                 f"{path}: nothing in it belongs to {entry.name}, but {', '.join(listed)}",
-                "name one of these images with --image; if one has another name since, name it as "
-                "before; files of geojson export go into any image",
+                "name one of these images with --image; if the image was renamed since, give it "
+                "its earlier name; files of geojson export go into any image",
             )
         edit = incoming.edit(path)
         incoming.result.left_out += problems.features

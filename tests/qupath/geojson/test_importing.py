@@ -675,7 +675,7 @@ def test_a_file_of_other_images_alone_is_refused(project: Project, tmp_path: Pat
     with pytest.raises(UsageError, match=re.escape(reason)) as refused:
         import_file(project, entry, path)
     assert "--image" in refused.value.hint
-    assert "another name since" in refused.value.hint
+    assert "renamed since" in refused.value.hint
     many = [GeoJsonObject("annotation", square(1, 1), image=(f"{i}.svs", "9")) for i in range(7)]
     with pytest.raises(UsageError, match=r"'4\.svs' \(ID 9\), others of 2 more images"):
         imported(project, tmp_path, *many)
