@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,9 @@ from qpnuclei.qupath.native import NativeImage
 from qpnuclei.qupath.qpdata import java_classes as jc
 from qpnuclei.qupath.qpdata import java_fields as jf
 from qpnuclei.qupath.qpdata.data_file import DataFile
+from qpnuclei.qupath.qpdata.java_instances import Catalog
 from qpnuclei.qupath.qpdata.path_objects import PathObject, walk
+from qpnuclei.qupath.qpdata.rois import make_roi
 from tests.paths import SAMPLES
 
 #: H&E-stained tissue, of 256 x 256 px.
@@ -40,6 +42,25 @@ def make_project(folder: Path, *names: str) -> Path:
 
 def lock(image: NativeImage, ids: Iterable[uuid.UUID], is_locked: bool = True) -> None:
     """Lock detections, or unlock them, as QuPath does when it saves."""
+    _change(image, ids, lambda item, of: (item.lock, of.boxed(jc.BOOLEAN, is_locked)))
+
+
+def reclassify(image: NativeImage, own_id: uuid.UUID, class_name: str) -> None:
+    """Give an annotation another class, as QuPath does when it saves."""
+    _change(image, [own_id], lambda item, of: (item.path_class, of.path_class(class_name, -1)))
+
+
+def reshape(image: NativeImage, own_id: uuid.UUID, outline: shapely.Geometry) -> None:
+    """Move or edit an annotation, as QuPath does when it saves."""
+    _change(image, [own_id], lambda item, of: (item.roi, make_roi(of, outline)))
+
+
+def _change(
+    image: NativeImage,
+    ids: Iterable[uuid.UUID],
+    change: Callable[[PathObject, Catalog], tuple[object, object]],
+) -> None:
+    """Replace a field of some objects; `change` returns its old value and the new one."""
     with pytest.MonkeyPatch.context() as patched:
         # Packed detections, as many files have them, cannot be changed one by one.
         patched.setattr("qpnuclei.qupath.qpdata.data_file.packed_kind", lambda _: "")
@@ -48,8 +69,9 @@ def lock(image: NativeImage, ids: Iterable[uuid.UUID], is_locked: bool = True) -
     for item, _ in walk(data_file._root()):
         if isinstance(item, PathObject) and item.id_string and item.id_string.text in wanted:
             contents = jf.contents(item.node)
-            at = next(i for i, part in enumerate(contents) if part is item.lock)
-            contents[at] = data_file._catalog.boxed(jc.BOOLEAN, is_locked)
+            old, new = change(item, data_file._catalog)
+            at = next(i for i, part in enumerate(contents) if part is old)
+            contents[at] = new
             wanted.remove(item.id_string.text)
     assert not wanted
     with image.data_path.open("wb") as stream:

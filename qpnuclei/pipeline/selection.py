@@ -75,7 +75,8 @@ class Selection:
     ids : tuple of UUID
         UUIDs of single annotations, as QuPath 0.4 and later store them. Texts are converted.
     everything : bool
-        Every annotation that encloses an area.
+        Every annotation that encloses an area. Nuclei of earlier runs do not stay in those that are
+        excluded.
     tissue : bool
         The tissue, found automatically, instead of annotations.
     excluded : tuple of str
@@ -174,6 +175,7 @@ def choose_images(
     """Return the images with these names in which an annotation is chosen.
 
     Images whose data cannot be read are included: the run reports them and continues with others.
+    If everything is chosen, so are images with results of earlier runs in excluded annotations.
 
     Raises
     ------
@@ -188,17 +190,22 @@ def choose_images(
     annotations: list[Annotation] = []
     concerned: list[ImageEntry] = []
     unreadable: list[QpnucleiError] = []
+    has_left_behind = False
     for entry in entries:
-        found: tuple[Annotation, ...] | None = None
+        found: ImageObjects | None = None
         with standing_alone(f"image {entry.name}", unreadable.append):
-            found = entry.read().annotations
-            annotations += found
-        if selection.tissue or found is None or any(map(selection.matches, found)):
+            found = entry.read()
+            annotations += found.annotations
+        if selection.tissue or found is None or any(map(selection.matches, found.annotations)):
             concerned.append(entry)
+        elif _has_left_behind(selection, found, entry):
+            concerned.append(entry)
+            has_left_behind = True
     if unreadable and len(unreadable) == len(entries):
         raise unreadable[0]
     try:
-        check_selection(selection, annotations, place_searched(project, entries))
+        where = place_searched(project, entries)
+        check_selection(selection, annotations, where, has_left_behind=has_left_behind)
         chosen = {entry.id for entry in entries}
         others = [entry for entry in project.images if entry.id not in chosen]
         _check_excluded(project, selection, annotations, others, unreadable)
@@ -213,7 +220,13 @@ def choose_images(
     return concerned
 
 
-def check_selection(selection: Selection, annotations: Iterable[Annotation], where: str) -> None:
+def check_selection(
+    selection: Selection,
+    annotations: Iterable[Annotation],
+    where: str,
+    *,
+    has_left_behind: bool = False,
+) -> None:
     """Refuse classes, names and UUIDs that no annotation has, naming those that exist.
 
     Parameters
@@ -222,6 +235,9 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
         Of all the images that the run concerns.
     where : str
         Where was searched, for the message.
+    has_left_behind : bool
+        Whether results of earlier runs are in annotations that are excluded from everything: then
+        there may be no other annotation.
 
     Raises
     ------
@@ -259,7 +275,7 @@ def check_selection(selection: Selection, annotations: Iterable[Annotation], whe
                 else "an annotation drawn since QuPath last saved the image is not in the file yet",
             )
     chosen = [a for a in annotations if selection.matches(a)]
-    if not any(a.is_area for a in chosen):
+    if not (has_left_behind or any(a.is_area for a in chosen)):
         kinds = sorted({a.roi_type for a in chosen})
         raise UsageError(
             f"no chosen annotation in {where} encloses an area"
@@ -371,23 +387,23 @@ def select_regions(
 def without_excluded(
     regions: Sequence[Region], selection: Selection, annotations: Sequence[Annotation]
 ) -> tuple[list[Region], shapely.Geometry]:
-    """Return regions without the areas of excluded annotations, and what was left out of them.
+    """Return regions without the areas of excluded annotations, and what was left out.
 
-    A region that is wholly excluded is skipped, with a warning.
+    A region that is wholly excluded is skipped, with a warning. If everything is chosen, all
+    excluded areas are left out, also those beside the regions.
 
     Returns
     -------
     (list of Region, shapely geometry)
         The rest of the regions, and a valid Polygon or MultiPolygon in level-0 px.
     """
-    excluded = [
-        a for a in annotations if a.is_area and (a.z, a.t) == (0, 0) and selection.excludes(a)
-    ]
+    excluded = _excluded(selection, annotations)
     if not excluded:
         return list(regions), NO_AREA
-    parts = Parts(annotation.area for annotation in excluded)
+    areas = [annotation.area for annotation in excluded]
+    parts = Parts(areas)
     left = []
-    left_out = []
+    left_out = [*areas] if selection.everything else []
     for region in regions:
         rest = region.geometry
         area = parts.near(rest)
@@ -402,6 +418,24 @@ def without_excluded(
     count = number_of(len(excluded), "annotation")
     _log.info("excluded: %s of class %s", count, ", ".join(classes))
     return left, polygonal(union(left_out))
+
+
+def _excluded(selection: Selection, annotations: Iterable[Annotation]) -> list[Annotation]:
+    """Return the annotations whose areas on the first plane are excluded."""
+    return [a for a in annotations if a.is_area and (a.z, a.t) == (0, 0) and selection.excludes(a)]
+
+
+def _has_left_behind(selection: Selection, objects: ImageObjects, entry: ImageEntry) -> bool:
+    """Tell whether everything is chosen and results of earlier runs are in excluded areas."""
+    if not selection.everything:
+        return False
+    area = polygonal(union(a.area for a in _excluded(selection, objects.annotations)))
+    return has_results(area, Record.of(objects.properties, entry.name), objects.detections)
+
+
+def has_results(area: shapely.Geometry, record: Record, detections: Detections) -> bool:
+    """Tell whether an area was analysed by earlier runs, or has nuclei of qpnuclei."""
+    return record.has_analysed(area) or any(ours_within([Region(None, area)], detections))
 
 
 def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annotation]:

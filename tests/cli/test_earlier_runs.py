@@ -29,7 +29,7 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.cli.conftest import Outcome
 from tests.ids import removal
-from tests.projects import IMAGE, lock
+from tests.projects import IMAGE, lock, reclassify
 from tests.qupath.samples import set_stains
 
 Call = Callable[..., Outcome]
@@ -38,6 +38,7 @@ RUN = ("--device", "cpu", "--backend", "native", "--quiet", "--no-report")
 TUMOR = ("--roi", "Tumor")
 LEFT, RIGHT = shapely.box(10, 10, 150, 150), shapely.box(120, 60, 246, 246)
 INNER = shapely.box(40, 40, 90, 90)
+BESIDE = shapely.box(10, 160, 110, 246)
 OVER_LEFT, OVER_ALL = shapely.box(5, 5, 155, 155), shapely.box(0, 0, 256, 256)
 
 Row = dict[str, Any]
@@ -121,6 +122,121 @@ def test_what_is_excluded_later_is_as_if_it_had_never_been_analysed(
     if excluded is OVER_ALL:
         why = "all tissue is excluded" if chosen != TUMOR else "encloses an area that is not"
         assert why in caplog.text
+
+
+def all_tables(qpnuclei: Call, project: Path) -> list[list[Row]]:
+    """Return the rows of each kind of table."""
+    nuclei = project.parent.parent / "nuclei.parquet"
+    assert qpnuclei("export", project, "--by", "nucleus", "-o", nuclei).exit_code == 0
+    rows: list[Row] = pq.read_table(nuclei).to_pylist()
+    return [rows, *(exported(qpnuclei, project, by) for by in ("annotation", "class", "image"))]
+
+
+IMMUNE, LEAVING_OUT = ("--roi", "Immune"), ("--exclude", "Immune", "--exclude", "Ignore*")
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "is_reclassified"),
+    [
+        (("--roi-all",), (), True),
+        (("--roi-all",), LEAVING_OUT, False),
+        (IMMUNE, LEAVING_OUT, False),
+        (("--tissue", "--no-annotation"), (), True),
+    ],
+)
+def test_all_is_as_if_what_is_excluded_beside_it_had_never_been_analysed(
+    qpnuclei: Call,
+    project: Path,
+    first: tuple[str, ...],
+    later: tuple[str, ...],
+    is_reclassified: bool,
+) -> None:
+    annotate(project, BESIDE, 4, "Immune")
+    fresh = fresh_copy(project)
+    assert qpnuclei("run", project, *first, *RUN).exit_code == 0
+    assert one(qpnuclei, project, "A4")["nuclei"] > 0
+    for path in (project, fresh):
+        if is_reclassified:
+            reclassify(image_of(path), UUID(int=4), "Ignore*")
+        assert qpnuclei("run", path, "--roi-all", *later, *RUN).exit_code == 0
+    assert one(qpnuclei, project, "A4")["status"] == "not analysed"
+    if first[0] != "--tissue":  # which is larger than all annotations
+        assert ours(project) == ours(fresh)
+        assert all_tables(qpnuclei, project) == all_tables(qpnuclei, fresh)
+
+
+def test_what_is_excluded_beside_the_chosen_annotations_stays(
+    qpnuclei: Call, project: Path
+) -> None:
+    annotate(project, BESIDE, 4, "Immune")
+    assert qpnuclei("run", project, "--roi-all", *RUN).exit_code == 0
+    reclassify(image_of(project), UUID(int=4), "Ignore*")
+    before, row = ours(project), one(qpnuclei, project, "A4")
+    assert qpnuclei("run", project, *TUMOR, "--roi", "Stroma", *RUN).exit_code == 0
+    for on_existing in ("append", "skip", "error"):
+        keeping = ("--on-existing", on_existing)
+        assert qpnuclei("run", project, "--roi-all", *keeping, *RUN).exit_code in (0, 1)
+    assert ours(project) == before
+    assert (row["status"], one(qpnuclei, project, "A4")) == ("analysed", row)
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_all_is_cleared_where_nothing_is_left_to_analyse(
+    qpnuclei: Call, project: Path, is_locked: bool
+) -> None:
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    kept = set(sorted(ours(project))[::4]) if is_locked else set()
+    lock(image_of(project), kept)
+    for number in (1, 2, 3):
+        reclassify(image_of(project), UUID(int=number), "Ignore*")
+    before = len(ours(project))
+    planned = qpnuclei("run", project, "--roi-all", *RUN, "--dry-run")
+    removed = f"analysed any more: {before - len(kept)} nuclei of earlier runs"
+    assert removed in " ".join(planned.stdout.split())
+    done = qpnuclei("run", project, "--roi-all", *RUN)
+    assert (done.exit_code, ours(project)) == (0, kept)
+    assert {row["status"] for row in exported(qpnuclei, project)} == {"not analysed"}
+    if not is_locked:  # as in a project in which no run has been yet
+        error = qpnuclei("run", project, "--roi-all", *RUN).error
+        assert error is not None
+        assert "no chosen annotation in " in error.what
+        assert "encloses an area" in error.what
+
+
+def test_a_plan_for_all_clears_what_is_excluded_beside_it(
+    qpnuclei: Call, project: Path, tmp_path: Path
+) -> None:
+    annotate(project, BESIDE, 4, "Immune")
+    fresh = fresh_copy(project)
+    assert qpnuclei("run", project, *IMMUNE, *RUN).exit_code == 0
+    commits = []
+    for path in (project, fresh):
+        reclassify(image_of(path), UUID(int=4), "Ignore*")
+        folder = tmp_path / path.parent.name
+        native = ("--backend", "native")
+        assert qpnuclei("plan", path, "--roi-all", "--run-dir", folder, *native).exit_code == 0
+        assert qpnuclei("infer", folder).exit_code == 0
+        commits.append(("commit", folder, "--project", path, "--force", *native))
+        # An annotation that excludes what no run has analysed changes nothing.
+        annotate(path, shapely.box(112, 200, 118, 206), 5, "Ignore*")
+    for commit in commits:
+        assert qpnuclei(*commit).exit_code == 0
+    assert ours(project) == ours(fresh)
+    assert all_tables(qpnuclei, project) == all_tables(qpnuclei, fresh)
+
+
+def test_a_plan_for_all_is_refused_if_more_results_of_earlier_runs_are_excluded_now(
+    qpnuclei: Call, project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert qpnuclei("run", project, "--tissue", "--no-annotation", *RUN).exit_code == 0
+    folder, native = tmp_path / "run", ("--backend", "native")
+    assert qpnuclei("plan", project, "--roi-all", "--run-dir", folder, *native).exit_code == 0
+    assert qpnuclei("infer", folder).exit_code == 0
+    annotate(project, shapely.box(10, 200, 60, 250), 9, "Ignore*")
+    before = ours(project)
+    assert qpnuclei("commit", folder, "--force", *native).exit_code == 1
+    assert "what is excluded from the chosen annotations changed" in caplog.text
+    assert ours(project) == before
 
 
 def test_nuclei_of_an_excluded_annotation_are_removed_by_each_way_to_run(

@@ -19,6 +19,7 @@ from qpnuclei.pipeline.planning.image_plan import (
 )
 from qpnuclei.pipeline.selection import (
     Locked,
+    has_results,
     our_tissue,
     ours_within,
     select_regions,
@@ -138,7 +139,8 @@ def _check_chosen(
                 f"the annotation {region.label} is to be analysed, too: it was drawn, or its class "
                 "or name changed, since the image was planned"
             )
-    if options.on_existing == "replace" and not _is_same_area(left_out, plan.left_out):
+    changed = _difference(left_out, plan.left_out)
+    if options.on_existing == "replace" and has_results(changed, record, objects.detections):
         raise ConflictError(_EXCLUDED.format("the chosen annotations"))
 
 
@@ -166,7 +168,12 @@ def _check_tissue(
 
 def _is_same_area(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     """Tell whether two areas are equal up to the precision of stored coordinates."""
-    return bool(without_slivers(shapely.symmetric_difference(a, b)).is_empty)
+    return bool(_difference(a, b).is_empty)
+
+
+def _difference(a: shapely.Geometry, b: shapely.Geometry) -> shapely.MultiPolygon:
+    """Return where two areas differ by more than the precision of stored coordinates."""
+    return without_slivers(shapely.symmetric_difference(a, b))
 
 
 def regions_now(plan: ImagePlan, objects: ImageObjects) -> list[Region]:

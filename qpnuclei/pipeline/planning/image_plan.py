@@ -83,7 +83,7 @@ class ImagePlan:
     locked : Locked
         Those of `existing` and `left_behind` that stay, because a user has locked them.
     left_out : shapely geometry
-        The excluded part of the chosen area, level-0 px.
+        What is excluded from the chosen area, level-0 px.
     left_behind : frozenset of int
         Rows of detections that qpnuclei wrote before, in `area_to_clear` or in `outdated` tissue.
     staying : Staying
@@ -271,7 +271,8 @@ def plan_image(
     locked = Locked.of(objects.detections, [*existing, left_behind])
     removes = bool(outdated or left_behind - locked.rows) or record.has_analysed(to_clear)
     if not (regions or removes):
-        raise NothingToDo(_why_nothing(bool(chosen), is_tissue=options.selection.tissue))
+        has_area = bool(chosen) or not left_out.is_empty
+        raise NothingToDo(_why_nothing(has_area, is_tissue=options.selection.tissue))
     if options.on_existing == "error" and (any(existing) or left_behind):
         # Outdated tissue may have nuclei where the tissue that was found now has none.
         names = (r.label for r, rows in zip(regions, existing, strict=True) if rows)

@@ -62,7 +62,7 @@ class PlannedImage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     outdated : tuple of UUID
         Annotations that the run removes.
     left_out : str
-        The excluded part of the chosen area, as WKB in hexadecimal digits; empty if there is none.
+        What is excluded from the chosen area, as WKB in hexadecimal digits; empty if nothing is.
     units : tuple of str
         Names of the units.
     """
