@@ -17,7 +17,6 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import compress
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -166,7 +165,7 @@ class Record:
         self,
         regions: Sequence[Region],
         used: UsedMpp,
-        removed: frozenset[UUID] = frozenset(),
+        removed: Sequence[Annotation] = (),
         check: str = "",
         checks: Sequence[str] = (),
         marker: str = "",
@@ -181,8 +180,8 @@ class Record:
 
         Parameters
         ----------
-        removed : frozenset of UUID
-            Annotations that the run removed.
+        removed : sequence of Annotation
+            Those that the run removed, with the nuclei in them unless it keeps nuclei.
         check, checks : str, sequence of str
             Why the run found the image, and each region, doubtful.
         marker : str
@@ -223,23 +222,43 @@ class Record:
                 check = together([check, self.image_doubts])
                 new = self._with_earlier(new)
             return Record(tuple(self._beside(new, marker)), used, check, marker, earlier, stains)
-        replaced = removed | {area.id for area in new if area.id is not None}
-        of_run = AreaIndex(new)
-        # The run removed earlier nuclei from excluded parts, whichever annotation they belong to.
-        gone = Parts([*(valid_area(area.excluded) for area in new), left_out])
-        kept = [
-            area.without(gone.near(valid_area(area.geometry)))
-            for area in self._of_earlier_runs()
-            if area.id not in replaced and not of_run.with_outline(area.geometry)
-        ]
-        # Earlier tissue has no UUID to recognise it by, and its outline may differ now.
-        again = Parts(region.geometry for region in regions)
-        kept = [
+        areas = (*self._left_after(new, removed, left_out), *new)
+        index = AreaIndex(areas)
+        # An area without a UUID tells nothing more once later runs have covered it.
+        kept = tuple(
             area
-            for area in kept
-            if _is_more_than(area, again.near(area.analysed) if area.id is None else NO_AREA)
-        ]
-        return Record((*kept, *new), used, check, marker, earlier, stains)
+            for area in areas
+            if area.id or area.turn == turn or not index.is_superseded(area.analysed, area.turn)
+        )
+        return Record(kept, used, check, marker, earlier, stains)
+
+    def _left_after(
+        self,
+        new: Sequence[AnalysedArea],
+        removed: Sequence[Annotation],
+        left_out: shapely.Geometry,
+    ) -> Iterator[AnalysedArea]:
+        """Yield what is left of the areas of earlier runs after a run that replaced nuclei."""
+        of_run = AreaIndex(new)
+        again = Parts(valid_area(area.geometry) for area in new)
+        # There the run removed earlier nuclei, whichever annotation they belong to.
+        gone = Parts(
+            [
+                *(valid_area(area.excluded) for area in new),
+                left_out,
+                *(polygonal(shapely.difference(a.area, again.near(a.area))) for a in removed),
+            ]
+        )
+        edited = {area.id for area in new} | {annotation.id for annotation in removed}
+        for area in self._of_earlier_runs():
+            if of_run.with_outline(area.geometry):
+                continue
+            whole = valid_area(area.geometry)
+            left = area.without(gone.near(whole))
+            if area.id is not None and area.id in edited:
+                left = left.outside(again.near(whole))
+            if left.analysed.area > rounding_of(left.geometry):
+                yield left
 
     def _beside(self, new: Sequence[AnalysedArea], marker: str) -> Iterator[AnalysedArea]:
         """Yield the areas after a run that removed no nuclei: what was analysed stays so."""
@@ -582,12 +601,6 @@ def overall(statuses: Sequence[Status]) -> Status:
     if Status.CHANGED in found:
         return Status.CHANGED
     return Status.PARTLY if found else Status.NOT_ANALYSED
-
-
-def _is_more_than(area: AnalysedArea, replaced: shapely.Geometry) -> bool:
-    """Tell whether a part of an analysed area is left without another one."""
-    rest = shapely.difference(area.analysed, replaced)
-    return bool(rest.area > rounding_of(area.geometry))
 
 
 def _whole(region: Region) -> shapely.Geometry:

@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 import shapely
 
-from qpnuclei.qupath.areas import multipolygon, valid_area
+from qpnuclei.qupath.areas import multipolygon, valid_area, without_slivers
 from qpnuclei.slides.calibration import Mpp
 from qpnuclei.slides.resolution import agree
 from qpnuclei.slides.stains import StainRows, stains_agree
@@ -57,8 +57,8 @@ class AnalysedArea:
     Parameters
     ----------
     id : UUID or None
-        The annotation's UUID; None for tissue without an annotation, and in files of QuPath 0.2 and
-        0.3.
+        The annotation's UUID; None for tissue without an annotation, for what is left where an
+        annotation was before it was edited and analysed again, and in files of QuPath 0.2 and 0.3.
     geometry : shapely.MultiPolygon
         The annotation's area at the time of the run, level-0 px.
     check : str
@@ -114,6 +114,15 @@ class AnalysedArea:
             return self
         excluded = multipolygon(shapely.union(valid_area(self.excluded), part))
         return replace(self, excluded=excluded, nuclei=0)
+
+    def outside(self, again: shapely.Geometry) -> AnalysedArea:
+        """Return the part outside of `again`, where a run has replaced the nuclei.
+
+        It has no UUID: its annotation was edited since, and is elsewhere now.
+        """
+        rest = without_slivers(shapely.difference(valid_area(self.geometry), again))
+        excluded = multipolygon(shapely.intersection(valid_area(self.excluded), rest))
+        return replace(self, id=None, geometry=rest, excluded=excluded, nuclei=0)
 
     @classmethod
     def of_json(cls, content: Any, usual: Basis) -> AnalysedArea:

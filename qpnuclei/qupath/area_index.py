@@ -128,6 +128,8 @@ def _cover(areas: Iterable[AnalysedArea], geometry: shapely.Geometry) -> bool:
 
 def same_area(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     """Tell whether two outlines are equal, ignoring vertices that QuPath drops on saving."""
+    if shapely.equals_exact(a, b, ROUNDING_PX):  # the usual case, of very many annotations
+        return True
     a, b = multipolygon(a), multipolygon(b)
     if a.is_empty or b.is_empty:
         return bool(a.is_empty and b.is_empty)

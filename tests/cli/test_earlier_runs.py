@@ -29,7 +29,7 @@ from qpnuclei.slides.calibration import PixelCalibration
 from qpnuclei.slides.stains import DEFAULT_HE
 from tests.cli.conftest import Outcome
 from tests.ids import removal
-from tests.projects import IMAGE, lock, reclassify
+from tests.projects import IMAGE, lock, reclassify, reshape
 from tests.qupath.samples import set_stains
 
 Call = Callable[..., Outcome]
@@ -265,6 +265,49 @@ def test_nuclei_of_an_excluded_annotation_are_removed_by_each_way_to_run(
     # Repeated: it is in the project already.
     assert qpnuclei("commit", folder, "--backend", "native").exit_code == 0
     assert qpnuclei("report", project, "--backend", "native").exit_code == 0
+
+
+@pytest.mark.parametrize("place", [shapely.box(160, 5, 250, 50), shapely.box(70, 10, 210, 150)])
+def test_an_annotation_that_was_moved_leaves_its_nuclei_and_their_counts_where_it_was(
+    qpnuclei: Call, project: Path, place: shapely.Geometry, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotate(project, shapely.box(15, 15, 65, 140), 4, "Immune")
+    chosen = ("--roi-name", "A1", *RUN)
+    assert qpnuclei("run", project, *chosen).exit_code == 0
+    before, row = ours(project), one(qpnuclei, project, "A4")
+    assert (row["status"], row["nuclei"] > 0) == ("analysed", True)
+    reshape(image_of(project), UUID(int=1), place)
+    assert qpnuclei("run", project, *chosen).exit_code == 0
+    assert before & ours(project)
+    assert one(qpnuclei, project, "A4") == row
+    moved = one(qpnuclei, project, "A1")
+    assert (moved["status"], moved["analysed_mm2"]) == ("analysed", moved["area_mm2"])
+    (whole,) = exported(qpnuclei, project, "image")
+    assert whole["nuclei"] == len(ours(project))
+    area_px2 = shapely.union(LEFT, place).area
+    assert whole["analysed_mm2"] == pytest.approx(area_px2 * 0.25e-3**2)
+    caplog.clear()
+    skip = ("--roi", "Immune", "--on-existing", "skip")
+    assert qpnuclei("run", project, *skip, *RUN).exit_code == 0
+    assert "all chosen annotations were analysed by an earlier run" in caplog.text
+
+
+def test_nuclei_go_with_tissue_that_is_not_found_again_and_so_does_what_was_analysed_there(
+    qpnuclei: Call, project: Path
+) -> None:
+    for chosen in (("--tissue",), ("--roi", "Stroma")):
+        assert qpnuclei("run", project, *chosen, *RUN).exit_code == 0
+    assert one(qpnuclei, project, "A3")["nuclei"] > 0
+    slide = project.parent.parent / "slide.tif"
+    pixels = tifffile.imread(slide)
+    pixels[:, :100] = 243  # glass
+    tifffile.imwrite(slide, pixels, photometric="rgb")
+    assert qpnuclei("run", project, "--tissue", *RUN).exit_code == 0
+    row = one(qpnuclei, project, "A3")
+    assert (row["status"], row["nuclei"]) == ("not analysed", None)
+    (whole,) = exported(qpnuclei, project, "image")
+    assert whole["nuclei"] == len(ours(project)) > 0
+    assert whole["analysed_mm2"] < 160 * 256 * 0.25e-3**2
 
 
 def test_a_preview_without_any_area_to_analyse_is_refused(qpnuclei: Call, project: Path) -> None:

@@ -36,7 +36,7 @@ def record_of(case: dict[str, Any]) -> dict[str, Any]:
     areas = [
         {
             **{key: value for key, value in area.items() if key not in ("box", "ring")},
-            "id": id_of(area["id"]),
+            "id": None if area["id"] is None else id_of(area["id"]),
             "coordinates": rings(area),
             **({"excluded": box(area["excluded"])} if "excluded" in area else {}),
         }

@@ -102,13 +102,15 @@ def test_a_run_replaces_what_it_did_again_and_keeps_the_rest() -> None:
     moved = annotation(shapely.box(5, 0, 15, 10))
     tissue = Region(None, shapely.MultiPolygon([shapely.box(80, 0, 90, 10)]))
     second = first.with_run([Region.of(moved), tissue], replace(USED, source="project"))
-    assert [area.id and area.id.int for area in second.areas] == [2, 1, None]
+    # The run removed no nuclei where the annotation was: that is still analysed.
+    assert [area.id and area.id.int for area in second.areas] == [None, 2, 1, None]
+    assert second.areas[0].geometry.equals(shapely.box(0, 0, 5, 10))
     assert second.status(moved) is Status.ANALYSED
     assert second.used is not None
     assert second.used.source == "project"
     # The tissue once more, and an annotation of ours that gave way to it.
-    third = second.with_run([tissue], USED, frozenset([uuid.UUID(int=2)]))
-    assert [area.id and area.id.int for area in third.areas] == [1, None]
+    third = second.with_run([tissue], USED, [annotation(shapely.box(50, 0, 60, 10), 2)])
+    assert [area.id and area.id.int for area in third.areas] == [None, 1, None]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,7 @@ def test_what_was_analysed_stays_so_after_a_run_that_keeps_the_nuclei(
     before = run(run(run(Record(), LARGE), BESIDE), NESTED)
     now = replace(LARGE, geometry=moved)
     part = Region(now, shapely.difference(now.area, HOLE))
-    outdated = frozenset([uuid.UUID(int=2)])
+    outdated = [BESIDE]
     kept = read(
         before.with_run([part], USED, outdated, keeps_nuclei=True, keeps_doubts=keeps_doubts)
     )
@@ -506,6 +508,73 @@ def test_the_record_does_not_grow_with_each_run_that_adds_the_same() -> None:
     assert (record.doubts(INSIDE), record.doubts(TISSUE)) == ("old", "old")
 
 
+def test_where_an_annotation_was_stays_analysed_with_all_that_was_said_of_it() -> None:
+    fold = shapely.box(0, 0, 20, 20)
+    first = read(
+        Record().with_run(
+            [Region(LARGE, shapely.difference(LARGE.area, fold))],
+            COARSE,
+            check="pale",
+            checks=["few"],
+            marker="a",
+            nuclei=[7],
+            stains=stain_rows(DEFAULT_HE),
+        )
+    )
+    moved = replace(LARGE, geometry=shapely.box(60, 0, 160, 100))
+    record = run(first, moved, marker="b")
+    former, now = record.areas
+    assert (former.id, now.id) == (None, LARGE.id)
+    assert former.geometry.equals(shapely.box(0, 0, 60, 100))
+    assert former.excluded.equals(fold)
+    assert (former.check, former.image_check, former.runs) == ("few", "pale", ("a",))
+    assert former.bases == (Basis((0.5, 0.5), stain_rows(DEFAULT_HE)),)
+    assert former.nuclei == 0  # how many of them were replaced is not known
+    assert (record.status(moved), record.doubts(moved)) == (Status.ANALYSED, "")
+    assert (record.status(NESTED), record.doubts(NESTED)) == (Status.ANALYSED, "few")
+    assert record.status(annotation(fold, 8)) is Status.NOT_ANALYSED
+    assert record.union.area == 60 * 100 - fold.area + 100 * 100
+    # Back where it was, it is not as either run saw it.
+    assert record.status(LARGE) is Status.CHANGED
+    # The same outline less exactly, a larger one, and others that cover it together, leave nothing.
+    rounded = replace(moved, geometry=shapely.box(60.01, 0, 160, 100))
+    larger = replace(moved, geometry=shapely.box(0, 0, 160, 100))
+    for chosen in (rounded, larger):
+        assert [area.id for area in run(record, chosen).areas if area.turn > 1] == [LARGE.id]
+    assert [area.id for area in run(record, larger).areas] == [LARGE.id]
+    halves = [annotation(shapely.box(0, y, 60, y + 50), 10 + y) for y in (0, 50)]
+    covered = run(run(record, halves[0]), halves[1])
+    assert None not in [area.id for area in covered.areas]
+
+
+def test_the_record_does_not_grow_with_each_move_in_the_same_place() -> None:
+    shifts = np.random.default_rng(0).uniform(0, 50, (5, 2)).tolist()
+    record, sizes = Record(), []
+    for x, y in 6 * shifts:
+        record = run(record, annotation(shapely.Point(100 + x, 100 + y).buffer(80)))
+        sizes.append(len(record.areas))
+    assert max(sizes) <= len(shifts)
+    assert len(run(record, annotation(shapely.box(0, 0, 250, 250))).areas) == 1
+    # An outline that moves by less than files round it leaves nothing either.
+    still = Record()
+    for x in np.linspace(0, 0.06, 9).tolist():
+        still = run(still, annotation(shapely.Point(100 + x, 100).buffer(80)))
+        assert len(still.areas) == 1
+
+
+def test_what_tissue_that_a_run_removes_has_covered_is_analysed_no_more() -> None:
+    tissue = annotation(shapely.box(0, 0, 100, 100), 9)
+    apart, both = annotation(shapely.box(70, 0, 90, 20), 2), annotation(shapely.box(40, 0, 120, 9))
+    record = run(run(run(Record(), tissue), apart), both)
+    smaller = Region.of(annotation(shapely.box(0, 0, 50, 100), 10))
+    record = read(record.with_run([smaller], USED, [tissue]))
+    assert [area.id and area.id.int for area in record.areas] == [1, 10]
+    assert record.status(apart) is Status.NOT_ANALYSED
+    assert record.status(both) is Status.ANALYSED
+    part = record.analysed_part(Region.of(both), Status.ANALYSED)
+    assert part.geometry.area == (10 + 20) * 9
+
+
 #: Side of a square of the grid below, px, and how many squares the grid has in a row.
 SQUARE, SQUARES = 10, 6
 
@@ -540,15 +609,26 @@ STAINS = st.sampled_from([(), stain_rows(DEFAULT_HE), stain_rows(DEFAULT_H_DAB)]
 def test_what_is_told_of_nuclei_is_what_runs_said_of_them_on_a_grid(
     boxes: list[Box], data: Any
 ) -> None:
-    """Each square of the grid has nuclei of the runs in `held`; each run has its own doubt."""
+    """Each square of the grid has nuclei of the runs in `held`; each run has its own doubt.
+
+    Between the runs, annotations are moved; a run may remove one with its nuclei, as old tissue.
+    """
     drawn = [annotation(outline_of(bounds), k + 1) for k, bounds in enumerate(boxes)]
     held = np.empty((SQUARES, SQUARES), object)
     held[:] = [[frozenset()] * SQUARES] * SQUARES
     record = Record()
     bases: list[Basis] = []
     for turn in range(data.draw(st.integers(1, 5))):
+        for k, bounds in data.draw(
+            st.dictionaries(st.sampled_from(range(len(boxes))), grid_boxes(), max_size=2)
+        ).items():
+            boxes[k] = bounds
+            drawn[k] = replace(drawn[k], geometry=outline_of(bounds))
         mode, mpp, stains = data.draw(MODES), data.draw(SIZES), data.draw(STAINS)
         chosen = data.draw(st.lists(st.sampled_from(range(len(boxes))), min_size=1, unique=True))
+        others = sorted({*range(len(boxes))} - {*chosen})
+        removed = data.draw(st.lists(st.sampled_from(others), max_size=1)) if others else []
+        removed = [k for k in removed if record.has(drawn[k])]
         out = data.draw(st.none() | grid_boxes())
         out_squares = np.zeros((SQUARES, SQUARES), bool) if out is None else squares_of(out)
         out_area = NO_AREA if out is None else outline_of(out)
@@ -574,6 +654,7 @@ def test_what_is_told_of_nuclei_is_what_runs_said_of_them_on_a_grid(
             record.with_run(
                 regions,
                 UsedMpp((mpp, mpp), "--mpp", None),
+                [drawn[k] for k in removed],
                 checks=[doubt] * len(regions),
                 marker=doubt,
                 stains=stains,
@@ -584,7 +665,10 @@ def test_what_is_told_of_nuclei_is_what_runs_said_of_them_on_a_grid(
         )
         covered = np.any(asked, axis=0)
         if mode == "replace":
-            held[covered] = frozenset()
+            for squares in (covered, *(squares_of(boxes[k]) for k in removed)):
+                held[squares] = frozenset()
+        for k in removed:
+            drawn[k] = replace(drawn[k], id=uuid.uuid4())
         new = covered & ~out_squares
         if mode == "skip":
             new &= ~held.astype(bool)
@@ -593,10 +677,14 @@ def test_what_is_told_of_nuclei_is_what_runs_said_of_them_on_a_grid(
         bases += [Basis(None)] * (turn - len(bases)) + [Basis((mpp, mpp), stains)]
     if record.used is None:
         return
+    analysed = [
+        outline_of((x, y, x + 1, y + 1)) for y, x in np.argwhere(held.astype(bool)).tolist()
+    ]
+    assert shapely.symmetric_difference(record.union, shapely.union_all(analysed)).area == 0
     now = Basis(record.used.mpp, record.stains)
     assert now == bases[-1]
 
-    def others(turns: set[int]) -> set[Basis]:
+    def other_bases(turns: set[int]) -> set[Basis]:
         found = {bases[turn] for turn in turns}
         return {
             basis
@@ -606,11 +694,11 @@ def test_what_is_told_of_nuclei_is_what_runs_said_of_them_on_a_grid(
 
     for each, bounds in zip(drawn, boxes, strict=True):
         turns = set().union(*held[squares_of(bounds)])
-        assert set(record.other_bases(Region.of(each), now)) == others(turns)
+        assert set(record.other_bases(Region.of(each), now)) == other_bases(turns)
         doubts = record.doubts(each)
         assert set(filter(None, doubts.split("; "))) == {f"run {turn}" for turn in turns}
     in_image = set().union(*held.ravel())
-    assert set(record.image_other_bases(now)) == others(in_image)
+    assert set(record.image_other_bases(now)) == other_bases(in_image)
     assert {turn for turn in range(5) if record.has_run(f"run {turn}")} >= in_image
 
 

@@ -154,7 +154,7 @@ class ImagePlan:
         return self.record.with_run(
             self.regions,
             UsedMpp(self.scale.mpp, self.mpp_source, self.project_mpp),
-            frozenset(a.id for a in self.outdated if a.id is not None),
+            self.outdated,
             check,
             checks,
             self.marker,
