@@ -466,6 +466,23 @@ def test_an_annotation_that_artefacts_cover_is_not_analysed_any_more(
     assert (row["status"], row["nuclei"], ours(project)) == ("not analysed", None, set())
 
 
+def test_artefacts_beside_all_annotations_are_not_analysed_any_more(
+    qpnuclei: Call, tmp_path: Path
+) -> None:
+    rgb = np.full((160, 160, 3), 243, np.uint8)
+    rgb[32:96, 32:96] = (50, 90, 170)  # a pen
+    Image.fromarray(rgb).save(tmp_path / "slide.png")
+    project = create_project(tmp_path / "project", [tmp_path / "slide.png"], mpp=1.0).path
+    annotate(project, shapely.box(40, 40, 90, 90), 1, "Tumor")
+    assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
+    reshape(image_of(project), UUID(int=1), shapely.box(120, 120, 150, 150))
+    areas = []
+    for chosen in (TUMOR, ("--roi-all",)):
+        assert qpnuclei("run", project, *chosen, *RUN, "--qc").exit_code == 0
+        areas.append(exported(qpnuclei, project, "image")[0]["analysed_mm2"])
+    assert areas == pytest.approx([(50**2 + 30**2) * 1e-6, 30**2 * 1e-6])
+
+
 def test_locked_nuclei_stay_in_an_annotation_that_is_excluded(
     qpnuclei: Call, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
