@@ -87,10 +87,6 @@ def _run_held(
     inputs = SlideInputs.of(folder, slides, given["image"] or ())
     refuse_early(inputs, given)
     asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
-    if inputs.project is None and folder.is_made and not given["dry_run"]:
-        # Another run has made the project meanwhile: it may still hold it, and has other inputs.
-        with _held(folder, given):
-            return _run_held(folder, slides, given)
     readable = set(inputs.chosen_new.values())
     unread: list[dict[str, Any]] = []
 
@@ -101,11 +97,15 @@ def _run_held(
         add_slide_failure(unread, slide, error)
 
     # The project keeps the given pixel sizes.
-    given = {**given, "mpp": None, "mpp_table": None}
+    without_sizes = {**given, "mpp": None, "mpp_table": None}
     if given["dry_run"]:
-        content, has_failures = _show_plan(inputs, asked, given, failed)
+        content, has_failures = _show_plan(inputs, asked, without_sizes, failed)
         return {**content, "unreadable": unread}, has_failures or bool(unread)
-    project = folder.project_of([*inputs.new.values()], asked, failed)
+    project = _project_of(inputs, asked, failed)
+    if project is None:  # the other run may still hold it, and its project changes the inputs
+        with _held(folder, given):
+            return _run_held(folder, slides, given)
+    given = without_sizes
     inputs.warn_of_kept_sizes(asked, project.images)
     changed = changed_pixel_sizes(inputs.images, asked)
     with opening(project.path, given) as opened:  # a new project is not held yet
@@ -121,6 +121,22 @@ def _run_held(
     print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
     content = {**content, **files, "unreadable": unread}
     return content, bool(summary.failures or unread or None in files.values())
+
+
+def _project_of(inputs: SlideInputs, asked: AskedMpp, failed: Any) -> Project | None:
+    """Make or extend the project; return None if another run has made it meanwhile."""
+
+    def is_overtaken() -> bool:
+        return inputs.project is None and inputs.folder.is_made
+
+    if is_overtaken():
+        return None
+    try:
+        return inputs.folder.project_of([*inputs.new.values()], asked, failed)
+    except QpnucleiError:
+        if is_overtaken():  # while the slides were read
+            return None
+        raise
 
 
 def _say_not_analysed(inputs: SlideInputs) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import pytest
@@ -19,6 +20,7 @@ from qpnuclei import RunOptions, Selection
 from qpnuclei.cli import slides
 from qpnuclei.errors import LockedError, QpnucleiError
 from qpnuclei.pipeline.planning.plan_file import RunPlan
+from qpnuclei.qupath import create
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.results_folder import ResultsFolder
@@ -255,17 +257,25 @@ def test_python_checks_options_before_it_looks_for_a_project_and_waits(
         call()
 
 
-def make_results_meanwhile(monkeypatch: pytest.MonkeyPatch) -> ResultsFolder:
-    """Let results of a.png be made while a run of slides checks its arguments."""
+#: When another run makes the project: while this one checks its arguments, or reads its slides.
+MEANWHILE = pytest.mark.parametrize(
+    ("module", "step"), [(slides, "refuse_early"), (create, "describe_slides")]
+)
+
+
+def make_results_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType = slides, step: str = "refuse_early"
+) -> ResultsFolder:
+    """Let results of a.png be made during a step of a run of slides."""
     results = ResultsFolder(Path("r"))
-    real = slides.refuse_early
+    real = getattr(module, step)
 
-    def meanwhile(*arguments: Any) -> None:
-        real(*arguments)
-        if not results.is_made:
-            results.project_of([Path("a.png")], AskedMpp(0.25), pytest.fail)
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(module, step, real)
+        results.project_of([Path("a.png")], AskedMpp(0.25), pytest.fail)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(slides, "refuse_early", meanwhile)
+    monkeypatch.setattr(module, step, meanwhile)
     return results
 
 
@@ -289,15 +299,27 @@ def test_a_run_of_slides_does_not_wait_for_results_that_were_made_meanwhile(
     assert [image.name for image in open_project(results.path).images] == ["a.png"]
 
 
+@MEANWHILE
 @pytest.mark.usefixtures("project")
 def test_a_run_of_slides_gives_its_pixel_size_to_results_that_were_made_meanwhile(
-    qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
+    qpnuclei: Call, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
 ) -> None:
-    make_results_meanwhile(monkeypatch)
+    make_results_meanwhile(monkeypatch, module, step)
     done = qpnuclei("run", "a.png", "-o", "r", "--mpp", "0.5", "--json", *RUN)
     assert done.exit_code == 0
     (image,) = json.loads(done.stdout)["images"]
     assert (image["name"], image["mpp"]) == ("a.png", [0.5, 0.5])
+
+
+@MEANWHILE
+@pytest.mark.usefixtures("project")
+def test_a_run_of_slides_adds_its_own_to_results_that_were_made_meanwhile(
+    qpnuclei: Call, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
+) -> None:
+    results = make_results_meanwhile(monkeypatch, module, step)
+    assert qpnuclei("run", "b.png", "-o", "r", "--mpp", "0.25", *RUN).exit_code == 0
+    assert [image.name for image in open_project(results.path).images] == BOTH
+    assert counts(results.path / "counts.csv").keys() == {*BOTH}
 
 
 def test_of_two_runs_of_slides_the_second_writes_the_results_of_both(
