@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,10 +35,11 @@ from qpnuclei.cli.selecting import (
     arguments_of,
     selection_of,
 )
-from qpnuclei.errors import NotFoundError, UsageError, number_of
+from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL, check_speed, networks_of
 
 if TYPE_CHECKING:
+    from qpnuclei.qupath.model import ImageEntry
     from qpnuclei.report.preview import Field, Setting
 
 T = TypeVar("T")
@@ -127,7 +129,7 @@ def preview(
     given = dict(locals())
     models, thresholds, areas = _compared(model, speed, threshold, min_area_um2)
 
-    from qpnuclei.cli.console import image_progress, print_json
+    from qpnuclei.cli.console import add_failure, image_progress, print_json
     from qpnuclei.pipeline.selection import choose_images
     from qpnuclei.qupath.names import cut
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
@@ -175,18 +177,23 @@ def preview(
         total = fields * len(
             dict.fromkeys((setting.model, setting.threshold) for setting in settings)
         )
+        failed: Sequence[tuple[ImageEntry, QpnucleiError]] = ()
         with keep_freed_memory(), image_progress("preview", total, quiet) as progress:
             if is_slide:
                 shown = preview_slide(source, mpp, options, settings, fields, progress)
             else:
-                shown = preview_project(entries, options, settings, fields, progress)
+                shown, failed = preview_project(entries, options, settings, fields, progress)
         common = [*arguments_of(selection), *_more_arguments(image, mpp, tta, image_root)]
         commands = _commands(source, is_slide, settings, common)
         write_preview(shown, settings, path, source.name, commands)
+    failures: list[dict[str, Any]] = []
+    for entry, error in failed:
+        add_failure(failures, entry, error)
     if json:
-        print_json(_as_json(path, shown, settings, commands))
+        print_json({**_as_json(path, shown, settings, commands), "failures": failures})
     else:
         _print_counts(path, shown, settings)
+    sys.exit(1 if failures else 0)
 
 
 def _compared(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.errors import QpnucleiError, SlideError, UsageError, standing_alone
 from qpnuclei.models.registry import network_for
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import find_nuclei, large_enough, reader_of
@@ -147,7 +147,7 @@ def preview_project(
     settings: Sequence[Setting],
     n_fields: int,
     progress: Callable[[int, str], object] = lambda done, image: None,
-) -> list[Field]:
+) -> tuple[list[Field], list[tuple[ImageEntry, QpnucleiError]]]:
     """Try settings on a few fields of the regions that a run would analyse.
 
     Parameters
@@ -161,30 +161,41 @@ def preview_project(
     progress : callable
         Called as ``progress(fields done in all settings, image)``.
 
+    Returns
+    -------
+    fields : list of Field
+    failures : list of (ImageEntry, QpnucleiError)
+        Images that cannot be analysed, and why: the fields are in others.
+
     Raises
     ------
     UsageError
         If no image has anything to analyse.
     qpnuclei.errors.QpnucleiError
-        If an image, a model or the device cannot be used.
+        If no image, or a model or the device, can be used.
     """
     spread = np.unique(np.linspace(0, len(entries) - 1, MOST_IMAGES).round().astype(int))
     specs = engine_specs(options.models)
+    failures: list[tuple[ImageEntry, QpnucleiError]] = []
     with ExitStack() as stack:
-        sources = []
+        places: list[Candidate] = []
         for entry in [entries[i] for i in spread]:
-            slide = stack.enter_context(open_image(entry))
-            try:
-                plan = plan_image(entry, slide, specs, options)
-            except NothingToDo:
-                continue
-            if plan.regions:
-                sources.append(
+            errors: list[QpnucleiError] = []
+            with standing_alone(f"image {entry.name}", errors.append):
+                slide = stack.enter_context(open_image(entry))
+                try:
+                    plan = plan_image(entry, slide, specs, options)
+                except NothingToDo:
+                    continue
+                places += places_of(
                     FieldSource(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions)
                 )
-        if not sources:
+            failures += [(entry, error) for error in errors]
+        if not places and failures:
+            raise failures[0][1]
+        if not places:
             raise UsageError("there is nothing to analyse in these images")
-        return _preview(sources, options, settings, n_fields, progress)
+        return _preview(places, options, settings, n_fields, progress), failures
 
 
 def preview_slide(
@@ -208,17 +219,17 @@ def preview_slide(
         if not regions:
             raise SlideError(f"no tissue found in {path}", "make a project and annotate the tissue")
         source = FieldSource(path.name, slide, resolved, DEFAULT_HE, regions)
-        return _preview([source], options, settings, n_fields, progress)
+        return _preview(places_of(source), options, settings, n_fields, progress)
 
 
 def _preview(
-    sources: Sequence[FieldSource],
+    candidates: Sequence[Candidate],
     options: RunOptions,
     settings: Sequence[Setting],
     n_fields: int,
     progress: Callable[[int, str], object],
 ) -> list[Field]:
-    places = choose_places([place for source in sources for place in places_of(source)], n_fields)
+    places = choose_places(candidates, n_fields)
     made = [_field(place) for place in places]
     predictions = list(dict.fromkeys((setting.model, setting.threshold) for setting in settings))
     colours: dict[tuple[str, int], ReinhardStatistics | None] = {}

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 from PIL import Image
 from typer.testing import CliRunner
 
+from qpnuclei.api.projects import add_slides
 from qpnuclei.cli.app import app
-from qpnuclei.errors import SlideError, UsageError
+from qpnuclei.errors import QpnucleiError, SlideError, UsageError
 from qpnuclei.models.checkpoint import load_model, save_model
 from qpnuclei.models.metadata import ColourNormalisation
 from qpnuclei.models.registry import resolve_model
@@ -51,7 +52,7 @@ def areas_in(project: Project, field: shapely.Geometry) -> list[float]:
 
 @pytest.fixture(scope="module")
 def fields(made: Made) -> list[Field]:
-    return preview_project(made.project.images, EVERYTHING, SETTINGS, 2)
+    return preview_project(made.project.images, EVERYTHING, SETTINGS, 2)[0]
 
 
 def test_it_finds_what_the_run_found(made: Made, fields: list[Field]) -> None:
@@ -131,6 +132,30 @@ def test_a_slide_alone_is_looked_at_in_its_tissue(
     assert isinstance(call("preview", "glass.png", "--mpp", 0.25)[2], SlideError)
 
 
+def test_images_that_cannot_be_analysed_are_named_and_the_others_previewed(tmp_path: Path) -> None:
+    slides = [tmp_path / f"{name}.png" for name in ("whole", "unscaled", "gone")]
+    for slide in slides:
+        paint(slide, (80, 80))
+    project = create_from_slides(tmp_path / "project", slides[::2], mpp=0.25)
+    add_slides(project.path, slides[1:2])
+    project = open_project(project.path)
+    slides[2].unlink()
+    for image in project.images:
+        annotate(image, shapely.box(0, 0, 250, 250))
+    one = ("--roi", "Tumor", "--fields", 2, "--threshold", "0.5", "--device", "cpu", "--quiet")
+    code, said, _ = call("preview", project.path, *one, "--json")
+    assert code == 1
+    shown = json.loads(said)
+    assert {field["image"] for field in shown["fields"]} == {"whole.png"}
+    failures = {failure["image"]: failure for failure in shown["failures"]}
+    assert sorted(failures) == ["gone.png", "unscaled.png"]
+    assert "--mpp" in failures["unscaled.png"]["hint"]
+    assert Path(shown["page"]).is_file()
+    # None can be analysed.
+    slides[0].unlink()
+    assert isinstance(call("preview", project.path, *one)[2], QpnucleiError)
+
+
 def test_one_nucleus_is_singular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paint(tmp_path / "a.png", (80, 80))
@@ -197,7 +222,7 @@ def test_colours_are_normalised_as_in_the_run(tmp_path: Path, stains: Stains) ->
     annotate(project.images[0], shapely.box(0, 0, SIZE, SIZE))
     # Many small tiles, and a field with other tiles: colours are those of the whole region.
     options = dataclasses.replace(EVERYTHING, model=str(model), tile_px=128)
-    (field,) = preview_project(project.images, options, [Setting(str(model))], 1)
+    (field,), _ = preview_project(project.images, options, [Setting(str(model))], 1)
     analyse_project(project, project.images, options)
     detections = project.images[0].read().detections
     inside = shapely.intersects_xy(field.analysed, detections.centroids)
