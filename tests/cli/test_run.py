@@ -475,7 +475,7 @@ def test_copies_hold_the_same_nuclei(sample: Sample, qpnuclei: Call, tmp_path: P
     assert {o.id for o in read_objects(geojson)} == expected
     (parquet,) = (tmp_path / "p").iterdir()
     table = pq.read_table(parquet)
-    assert set(table["id"].to_pylist()) == {str(i) for i in expected}
+    assert set(table["uuid"].to_pylist()) == {str(i) for i in expected}
     assert "Hematoxylin: Mean" in table.column_names
 
 
@@ -497,8 +497,8 @@ def test_nuclei_kept_on_disk_meanwhile_are_the_same(
     assert tables[0] == 1
     assert tables[-1] > 3
     for in_memory, on_disk in zip(*copies, strict=True):
-        by_id = {row["id"]: row for row in in_memory}
-        assert {row["id"]: row for row in on_disk} == by_id
+        by_id = {row["uuid"]: row for row in in_memory}
+        assert {row["uuid"]: row for row in on_disk} == by_id
 
 
 def test_nuclei_on_disk_are_rescued_when_the_project_cannot_be_saved(

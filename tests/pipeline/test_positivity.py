@@ -132,7 +132,7 @@ def test_shares_of_a_picture_with_known_nuclei(stained: NativeProject, tmp_path:
     (path,) = (tmp_path / "tables").iterdir()
     table = pq.read_table(path)
     of_id = dict(zip(map(str, found.ids), found.class_names, strict=True))
-    assert table["class"].to_pylist() == [of_id[own_id] for own_id in table["id"].to_pylist()]
+    assert table["class"].to_pylist() == [of_id[own_id] for own_id in table["uuid"].to_pylist()]
 
     # Another run, with grades and cells, has them in place of these, in the project's colours.
     classes_path = stained.classes_path

@@ -85,7 +85,7 @@ def write_parquet(path: Path, plan: ImagePlan, nuclei: NewNuclei, classes: Nucle
         region_of_each = np.repeat(np.arange(len(annotations)), nuclei.counts[number])
         return pa.table(
             {
-                "id": pa.array(nuclei.ids_of(table).texts(), pa.string()),
+                "uuid": pa.array(nuclei.ids_of(table).texts(), pa.string()),
                 "class": pa.array(class_names[classes.codes(table)], pa.string()),
                 **annotation_columns(annotations, region_of_each),
                 "centroid_x_px": centroids[:, 0],

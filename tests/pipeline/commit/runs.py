@@ -48,4 +48,4 @@ def assert_copied(folder: Path, ids: Iterable[UUID]) -> None:
     (geojson,) = (folder / "geojson").iterdir()
     assert sorted(found.id for found in read_objects(geojson) if found.id) == expected
     (parquet,) = (folder / "parquet").iterdir()
-    assert sorted(pq.read_table(parquet)["id"].to_pylist()) == sorted(map(str, expected))
+    assert sorted(pq.read_table(parquet)["uuid"].to_pylist()) == sorted(map(str, expected))

@@ -153,7 +153,7 @@ def test_every_nucleus_goes_under_its_region_from_whatever_table(
     assert [o.id for o in read_objects(geojson)] == written
     (parquet,) = (tmp_path / "parquet").iterdir()
     copy = pq.read_table(parquet)
-    assert copy["id"].to_pylist() == list(map(str, written))
+    assert copy["uuid"].to_pylist() == list(map(str, written))
     number = copy["Area µm^2"].to_numpy().astype(int)
     # The annotation is named as in the export, so that the tables can be joined.
     columns = ["annotation", "annotation_class", "annotation_uuid"]
@@ -163,7 +163,7 @@ def test_every_nucleus_goes_under_its_region_from_whatever_table(
     annotations = [plan.regions[index].annotation for index in owner[number]]
     assert copy["annotation"].to_pylist() == [a.name for a in annotations if a]
     assert copy.column_names[:6] == [
-        "id", "class", "annotation", "annotation_class", "annotation_uuid", "centroid_x_px",
+        "uuid", "class", "annotation", "annotation_class", "annotation_uuid", "centroid_x_px",
     ]  # fmt: skip
     assert set(copy["class"].to_pylist()) == {"Nucleus"}
     outlines = shapely.from_wkb(np.array(copy["geometry"].to_pylist(), dtype=object))
