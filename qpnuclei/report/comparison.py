@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.qupath.counts import Row
 from qpnuclei.report.pictures import round_length
 from qpnuclei.report.rendering import format_number, is_number, numbers
@@ -46,22 +47,24 @@ class ImageSummary:
 
 def comparison(shown: Sequence[ImageSummary]) -> dict[str, Any]:
     """Return the comparison on the first page: classes and annotations over all images."""
-    # Rows without nuclei, such as areas that a run excluded, come last.
+    # Rows without nuclei come last; of a few marks of artefacts in each slide they would be most.
     rows = sorted((row for i in shown for row in i.rows), key=lambda row: row["nuclei"] is None)
     annotations = annotations_of(rows)
+    compared = [row for row in rows if row["nuclei"] is not None or row["class"] != IGNORE_CLASS]
     classes = _pooled(shown, annotations)
     top = max(numbers(row["nuclei_per_mm2"] for row in rows), default=0.0)
     analysed = [image.row["analysed_mm2"] for image in shown]
     return {
         "classes": classes,
         "class_columns": _CLASS_COLUMNS,
-        "annotations": rows[:MOST_ROWS],
+        "annotations": compared[:MOST_ROWS],
         "densest": top,
         "densest_image": max(numbers(image.row["nuclei_per_mm2"] for image in shown), default=0),
         **_strips(classes, annotations),
         "total": {
             "nuclei": sum(image.row["nuclei"] or 0 for image in shown),
-            "rows": len(rows),
+            "rows": len(compared),
+            "ignored": len(rows) - len(compared),
             "annotations": len(annotations),
             "cores": len(rows) - len(annotations),
             "mm2": sum(numbers(analysed)),

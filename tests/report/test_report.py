@@ -77,6 +77,23 @@ def test_numbers_are_those_of_the_export(made: Made) -> None:
         assert all(same(cell, row[column]) for column, cell in cells.items())
 
 
+def test_ignored_annotations_are_not_compared_with_others(made: Made, tmp_path: Path) -> None:
+    project = open_project(shutil.copytree(made.project.path.parent, tmp_path / "project"))
+    (image,) = project.images
+    marks = [
+        NewAnnotation(shapely.box(0, 0, 9, 9), uuid4(), name, PathClass("Ignore*"))
+        for name in ("Pen", "Fold")
+    ]
+    image.write(Edit(annotations=marks), image.read().fingerprint)
+    write_report(project, project.images, tmp_path / "page.html")
+    page = Page.of(tmp_path / "page.html")
+    compared = page.table("annotation", "per mm²", "check")
+    assert {row["annotation"].text for row in compared}.isdisjoint({"Pen", "Fold"})
+    assert len(compared) == 3
+    assert "Not listed: 2 annotations of class Ignore*, not analysed." in page.text
+    assert len(page.table("annotation", "uuid", "Solidity (SD)")) == 5
+
+
 def test_classes_are_sums_of_the_export(made: Made) -> None:
     by_class = {r["class"]: r for r in count_project(made.project, made.project.images, "class")}
     shown = made.page.table("class", "annotations", "per mm²")
