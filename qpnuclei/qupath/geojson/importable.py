@@ -14,13 +14,16 @@ from qpnuclei.qupath.regions import same_outline
 
 #: The largest part of an outline counts as the whole if it lacks at most this share of its area.
 WHOLE_TOLERANCE = 1e-4
-#: Largest coordinate: QuPath's image sizes are 32-bit integers.
-_FARTHEST_PX = 2.0**31
+#: Largest coordinate. No image is as large. Detections are kept as float32, which is exact up to
+#: here: farther away, an outline could collapse.
+_FARTHEST_PX = 2.0**24
 
 
 def nucleus_of(found: GeoJsonObject) -> shapely.Polygon | None:
-    """Return the outline of the nucleus of a cell; None without one that has an area."""
+    """Return the outline of the nucleus of a cell; None without one that can be imported."""
     if found.nucleus is None or found.nucleus.geom_type not in ("Polygon", "MultiPolygon"):
+        return None
+    if _is_too_far(found.nucleus):
         return None
     nucleus = only_part(found.nucleus)
     is_area = nucleus.is_valid or not valid_area(nucleus).is_empty
@@ -31,7 +34,7 @@ def obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
     """Return why an object cannot be imported; None if it can."""
     if found.kind == "tmaCore":
         return "TMA grids are not imported; use QuPath's TMA dearrayer"
-    if np.abs(shapely.get_coordinates(geometry)).max() > _FARTHEST_PX:
+    if _is_too_far(geometry):
         return "its coordinates lie outside any possible image"
     shape = geometry.geom_type
     if found.kind != "annotation":
@@ -42,6 +45,10 @@ def obstacle(found: GeoJsonObject, geometry: shapely.Geometry) -> str | None:
     if shape not in ("Polygon", "MultiPolygon", "LineString", "Point", "MultiPoint"):
         return f"an annotation cannot be a {shape}"
     return None
+
+
+def _is_too_far(geometry: shapely.Geometry) -> bool:
+    return bool(np.abs(shapely.get_coordinates(geometry)).max(initial=0) > _FARTHEST_PX)
 
 
 def only_part(geometry: shapely.Geometry) -> shapely.Geometry:
@@ -69,7 +76,7 @@ def same_place(a: shapely.Geometry, b: shapely.Geometry) -> bool:
     """
     a, b = only_part(a), only_part(b)
     # Most neighbours differ by their boxes. Repair may change the box of an invalid outline.
-    if a.geom_type == b.geom_type == "Polygon" and not same_box(a, b) and a.is_valid and b.is_valid:
+    if not same_box(a, b) and a.is_valid and b.is_valid:
         return False
     if same_outline(a, b):
         return True

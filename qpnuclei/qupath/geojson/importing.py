@@ -380,13 +380,13 @@ class _Incoming:
         else:
             nucleus = nucleus_of(found)
             outline = area = one_polygon(geometry if nucleus is None else nucleus)[0]
-        # Only outlines with the same corner of the bounding box, up to rounding, can be equal.
-        corner = (outline if area.is_empty else area).bounds[:2]
-        cells = [{floor(at - ROUNDING_PX), floor(at + ROUNDING_PX)} for at in corner]
+        # Only outlines with the same bounding box, up to rounding, can be equal.
+        box = (outline if area.is_empty else area).bounds
+        cells = [{floor(at - ROUNDING_PX), floor(at + ROUNDING_PX)} for at in box]
         near = (self._outlines.get((same, *cell), ()) for cell in product(*cells))
         is_known = any(same_place(outline, other) for other in chain.from_iterable(near))
         if not is_known:
-            self._outlines.setdefault((same, *map(floor, corner)), []).append(outline)
+            self._outlines.setdefault((same, *map(floor, box)), []).append(outline)
         return is_known and (found.id is None or found.id in self._existing)
 
     def _is_detection(self, found: GeoJsonObject, geometry: shapely.Geometry, row: int) -> bool:

@@ -272,14 +272,30 @@ def test_objects_that_cannot_be_imported_are_named(project: Project, tmp_path: P
         GeoJsonObject("detection", line, path_class=PathClass("Nucleus", -1)),
         GeoJsonObject("annotation", far),
         GeoJsonObject("annotation", shapely.MultiLineString([[(0, 0), (1, 1)], [(2, 2), (3, 3)]])),
+        # As float32, it would be a line.
+        GeoJsonObject("detection", shapely.transform(square(0, 0), lambda xy: xy + 1e9)),
     )
     assert [text.split(":")[0] for text in done.left_out] == [
         "object 1, tmaCore A-1",
         "object 2, detection Nucleus",
         "object 3, annotation unclassified",
         "object 4, annotation unclassified",
+        "object 5, detection unclassified",
     ]
     assert project.images[0].read().fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize("nucleus", [square(0, 0, 1e308), shapely.LineString([(1, 1), (2, 2)])])
+def test_a_cell_whose_nucleus_cannot_be_imported_is_its_outline_alone(
+    project: Project, tmp_path: Path, nucleus: shapely.Geometry
+) -> None:
+    before = len(project.images[0].read().detections)
+    done = imported(project, tmp_path, GeoJsonObject("cell", square(1, 1), nucleus=nucleus))
+    (loss,) = done.losses
+    assert loss == "1 cell or tile: only the outlines were imported"
+    after = project.images[0].read().detections
+    assert len(after) == before + 1
+    assert any(shapely.equals(outline, square(1, 1)) for outline in after.geometries)
 
 
 def test_hostile_names_are_imported_harmlessly(project: Project, tmp_path: Path) -> None:
@@ -614,6 +630,16 @@ def test_an_annotation_is_compared_only_with_those_at_its_place(
         return real(a, b)
 
     monkeypatch.setattr(importing, "same_place", counted)
+    # Contours and shapes that share a corner.
+    nested = [
+        GeoJsonObject(
+            "annotation", shapely.MultiPolygon([square(200, 200, i), square(201 + i, 201 + i)])
+        )
+        for i in range(1, 30)
+    ]
+    assert imported(project, tmp_path, *nested).annotations == 29
+    assert len(compared) < 60
+    compared.clear()
     # Coordinates that differ by rounding: the points do not meet.
     moved = [
         replace(o, geometry=shapely.transform(o.geometry, lambda xy: xy + 0.01))
