@@ -30,7 +30,8 @@ from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import Tile, TilePlan
 
-#: Reads the (H, W, 3) pixels of a box of the working grid; the box may extend beyond the slide.
+#: Reads the (H, W, 3) pixels of a box of the working grid. The box may extend beyond the slide:
+#: there it has the reflection of the slide.
 ReadPixels: TypeAlias = Callable[[Box], RGB]
 
 #: The engine of the models that `qpnuclei train` makes.

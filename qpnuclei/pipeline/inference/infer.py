@@ -255,6 +255,8 @@ def reader_of(pixels: PixelSource, scale: Scale) -> ReadPixels:
     x, y = scale.downsample
 
     def read(box: Box) -> RGB:
+        if box.area == 0:
+            return np.empty((box.height, box.width, 3), np.uint8)
         columns = _reflected(box.x0, box.x1, pixels.width / x)
         rows = _reflected(box.y0, box.y1, pixels.height / y)
         left, top = int(columns.min()), int(rows.min())

@@ -128,6 +128,7 @@ def test_beyond_its_border_an_image_is_read_reflected() -> None:
     np.testing.assert_array_equal(read(Box(-7, 3, 12, 25)), mirrored[53:75, 63:82])
     np.testing.assert_array_equal(read(Box(40, -9, 45, -2)), mirrored[41:48, 110:115])
     np.testing.assert_array_equal(read(Box(3, 5, 9, 11)), rgb[5:11, 3:9])
+    assert read(Box(3, 5, 3, 11)).shape == (6, 0, 3)
 
 
 @pytest.mark.parametrize("downsample", [2.0, 1.6, 0.5, 0.7])
