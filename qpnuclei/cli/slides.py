@@ -115,7 +115,7 @@ def _run_held(
         summary = analyse(opened, entries, options, given, extend=True)
         # First the files: standard output may fail, for example if its reader has gone. Of two
         # runs, the second writes them last, with the images of both.
-        files = _write_results(folder, opened, given, summary.failures)
+        files = _write_results(folder, opened, given, summary.failures, unread)
     content = print_summary(summary, given["json"], None)
     _print_results(files, opened)
     print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
@@ -186,6 +186,7 @@ def _write_results(
     project: Project,
     given: dict[str, Any],
     failures: Sequence[Failure],
+    unread: Sequence[Mapping[str, Any]],
 ) -> dict[str, str | None]:
     """Write the table of counts and the report of all images; return their paths.
 
@@ -193,16 +194,20 @@ def _write_results(
     ----------
     failures : sequence of Failure
         Failures of the run. An image among them is not reported again.
+    unread : sequence of mapping
+        New slides that cannot be read. They are not in the project, but in the table and report.
     """
     from qpnuclei.cli.console import image_progress, print_error
     from qpnuclei.cli.tables import print_without_row
     from qpnuclei.errors import MppError
+    from qpnuclei.qupath.analysed import Status
     from qpnuclei.qupath.count_table import write_counts
     from qpnuclei.qupath.project_counts import count_project, without_row
     from qpnuclei.report.page import write_report
     from qpnuclei.report.runs import runs_of
 
     written: dict[str, str | None] = {"counts": None}
+    missing = [(Path(slide["slide"]).name, slide["error"]) for slide in unread]
     reported = {(failure.entry, failure.error.what) for failure in failures}
     uncounted: set[str] = set()
 
@@ -228,7 +233,12 @@ def _write_results(
             failed=uncountable,
             warned={f.entry for f in failures if isinstance(f.error, MppError)},
         )
-        if not given["tissue"]:
+        if given["tissue"]:
+            rows += [
+                {"image": name, "type": "image", "status": str(Status.NOT_ANALYSED), "check": error}
+                for name, error in missing
+            ]
+        else:
             empty = without_row(project.images, rows, uncounted)
             print_without_row(empty, len(project.images), given["roi"])
         written["counts"] = str(folder.write(COUNTS, partial(write_counts, rows)))
@@ -242,7 +252,9 @@ def _write_results(
             runs = runs_of(project.path.parent)
 
             def write(path: Path, save: Save) -> None:
-                failed = write_report(project, images, path, runs, progress=progress, save=save)
+                failed = write_report(
+                    project, images, path, runs, progress=progress, save=save, missing=missing
+                )
                 for entry, error in failed:
                     left_out(entry, error)
 

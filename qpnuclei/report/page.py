@@ -57,6 +57,7 @@ def write_report(
     options: ReportOptions | None = None,
     progress: Callable[[int, str], object] = lambda done, image: None,
     save: Save = write_atomically,
+    missing: Sequence[tuple[str, str]] = (),
 ) -> list[tuple[ImageEntry, QpnucleiError]]:
     """Write the report of some images of a project.
 
@@ -71,6 +72,8 @@ def write_report(
         Called as ``progress(images done, image that is next)``.
     save : callable
         Writes the page to the path.
+    missing : sequence of (str, str)
+        Names of slides that should be in the project and are not, and why.
 
     Returns
     -------
@@ -90,7 +93,7 @@ def write_report(
         progress(number - 1, entry.name)
         report.add(number, entry)
     progress(len(entries), "")
-    report.write(save)
+    report.write(save, missing)
     return report.failures
 
 
@@ -171,8 +174,8 @@ class _Report:
             return f"#image-{number}"
         return self._pages.add(number, entry.name, section)
 
-    def write(self, save: Save) -> None:
-        """Write the page of all images."""
+    def write(self, save: Save, missing: Sequence[tuple[str, str]]) -> None:
+        """Write the page of all images; `missing` is as for `write_report`."""
         warn_of_missing_classes(self._options.nucleus_classes, self._classes)
         name = f"{self._project.path.parent.name}/{self._project.path.name}"
         runs = list(self._used.values())
@@ -185,7 +188,7 @@ class _Report:
             sections=self._sections,
             runs=runs,
             unrecorded=[image.name for image in self._shown if image.is_unrecorded],
-            problems=self._problems(runs),
+            problems=[*missing, *self._problems(runs)],
             **comparison(self._shown),
             **_methods(self._shown, runs),
             **table_values(),

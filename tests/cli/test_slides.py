@@ -68,10 +68,15 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
         done.stderr.splitlines()
     )
 
-    assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1}
+    # A slide that cannot be read is named where others look for the results, without a count.
+    assert counts(results / "counts.csv") == {"a.bmp": 2, "b.png": 1, "broken.tif": -1}
+    with (results / "counts.csv").open(encoding="utf-8-sig", newline="") as stream:
+        *_, broken = csv.DictReader(stream)
+    assert (broken["status"], "broken.tif" in broken["check"]) == ("not analysed", True)
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "a.bmp" in page
     assert "b.png" in page
+    assert "broken.tif" in page
     project = open_project(results)
     assert [entry.calibration.mpp for entry in project.images] == [0.25, 0.25]
     first = project.images[0].data_path.read_bytes()
