@@ -142,9 +142,14 @@ class Annotation:
 
     @property
     def label(self) -> str:
-        """Name for messages: name or class, and the start of the UUID."""
+        """Name for messages: name or class, and the start of the UUID.
+
+        The UUIDs that qpnuclei makes have the same start: of these it is the end.
+        """
         text = self.name or self.class_name or "unclassified"
-        return f"{text} ({str(self.id)[:8]})" if self.id else f"{text} (#{self.handle})"
+        if self.id is None:
+            return f"{text} (#{self.handle})"
+        return f"{text} ({str(self.id)[-8:] if is_ours(self.id) else str(self.id)[:8]})"
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from qpnuclei.report.pictures import (
     PALETTE,
     Outline,
     Picture,
-    Tag,
     embedded,
+    legible_tags,
     outlines,
     scale_bar,
 )
@@ -202,6 +202,7 @@ def image_content(
     runs: Sequence[Run],
     nucleus_classes: Sequence[str] | None,
     pixel_sizes: AskedMpp,
+    colours: dict[str | None, str],
 ) -> ImageContent:
     """Count and draw one image.
 
@@ -209,6 +210,8 @@ def image_content(
     ----------
     runs : sequence of Run
         Newest first. The run that wrote the nuclei may be missing.
+    colours : dict
+        Colour of each class in the report so far; new classes are added.
 
     Raises
     ------
@@ -230,7 +233,7 @@ def image_content(
     pictures: dict[str, Any] = {}
     problems: list[QpnucleiError] = []
     with standing_alone(f"image {entry.name}", problems.append), open_image(entry) as slide:
-        pictures = _pictures(slide, image, nuclei, run, of_run)
+        pictures = _pictures(slide, image, nuclei, run, of_run, colours)
     return ImageContent(
         entry=entry,
         number=number,
@@ -315,9 +318,14 @@ def _classified_otherwise(
 
 
 def _pictures(
-    slide: Slide, image: CountedImage, nuclei: _Nuclei, run: Run | None, of_run: RunOfImage | None
+    slide: Slide,
+    image: CountedImage,
+    nuclei: _Nuclei,
+    run: Run | None,
+    of_run: RunOfImage | None,
+    colours: dict[str | None, str],
 ) -> dict[str, Any]:
-    made: dict[str, Any] = {"whole": _whole(slide, image.objects, nuclei.mpp)}
+    made: dict[str, Any] = {"whole": _whole(slide, image.objects, nuclei.mpp, colours)}
     if nuclei.mpp is not None and len(nuclei.centroids):
         density = density_map(nuclei.centroids, nuclei.area, nuclei.mpp)
         if density is not None:
@@ -365,7 +373,12 @@ def _seams(
     return seam_views(xs, ys, nuclei.centroids, area, of_run.mpp)
 
 
-def _whole(slide: Slide, objects: ImageObjects, mpp: tuple[float, float] | None) -> Picture:
+def _whole(
+    slide: Slide,
+    objects: ImageObjects,
+    mpp: tuple[float, float] | None,
+    colours: dict[str | None, str],
+) -> Picture:
     """Draw the annotations and TMA cores on the whole image."""
     annotations = (*objects.cores, *objects.annotations)
     rgb = slide.thumbnail(*_WHOLE_PX)
@@ -373,7 +386,8 @@ def _whole(slide: Slide, objects: ImageObjects, mpp: tuple[float, float] | None)
     scale = width / slide.width, height / slide.height
     largest = sorted(annotations, key=lambda a: -a.area.area)[:_MOST_DRAWN]
     classes = list(dict.fromkeys(a.class_name for a in annotations))
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(classes)}
+    for name in classes:
+        colours.setdefault(name, PALETTE[len(colours) % len(PALETTE)])
     paths, tags = [], []
     for annotation in largest:
         data = outlines([annotation.geometry], (0, 0), scale, tolerance_px=0.5)
@@ -382,16 +396,20 @@ def _whole(slide: Slide, objects: ImageObjects, mpp: tuple[float, float] | None)
     for annotation in largest[:_MOST_TAGS]:
         if annotation.is_area:
             point = shapely.point_on_surface(annotation.area)
-            tags.append(
-                Tag(
-                    float(np.clip(100 * point.x / slide.width, 2, 98)),
-                    float(np.clip(100 * point.y / slide.height, 2, 98)),
-                    annotation.name or annotation.class_name or "unclassified",
-                    colours[annotation.class_name],
-                )
-            )
+            at = 100 * point.x / slide.width, 100 * point.y / slide.height
+            text = annotation.name or annotation.class_name or "unclassified"
+            tags.append((at, text, colours[annotation.class_name]))
     bar = scale_bar(None if mpp is None else slide.width * mpp[0])
-    return Picture(embedded(rgb), width, height, bar, tuple(paths), tuple(tags))
+    legend = tuple((name or "unclassified", colours[name]) for name in classes)
+    return Picture(
+        embedded(rgb),
+        width,
+        height,
+        bar,
+        tuple(paths),
+        legible_tags(tags, width / height),
+        legend=legend,
+    )
 
 
 def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:

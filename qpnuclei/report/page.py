@@ -121,6 +121,7 @@ class _Report:
         self._used: dict[Path, Run] = {}
         self._classes: set[str | None] = set()
         self.failures: list[tuple[ImageEntry, QpnucleiError]] = []
+        self._colours: dict[str | None, str] = {}
 
     def add(self, number: int, entry: ImageEntry) -> None:
         """Add an image, the `number`-th from 1; or note why it cannot be read."""
@@ -152,6 +153,7 @@ class _Report:
                 self._runs,
                 self._options.nucleus_classes,
                 self._options.pixel_sizes,
+                self._colours,
             )
         return None
 

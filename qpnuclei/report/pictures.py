@@ -26,6 +26,11 @@ _EFFORT = 2
 #: Largest share of a picture's width that its scale bar takes.
 _LONGEST_BAR = 0.3
 
+#: Size of tags in the style of the page, in px: height, edges, and mean width of a letter. The
+#: narrowest picture has 320 px; a tag has at most 45 % of its width.
+_TAG_PX, _TAG_EDGES_PX, _LETTER_PX = 18, 13, 7.5
+_NARROWEST_PX, _WIDEST_TAG = 320, 45.0
+
 #: Colours that people with any kind of colour vision can tell apart (Okabe and Ito), except those
 #: that are hardly visible on white or on H&E.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#f0e442", "#56b4e9", "#e69f00", "#000000")
@@ -70,6 +75,8 @@ class Picture:
         Size in px; paths have the same unit.
     border : str
         SVG path data of the border of the analysed area.
+    legend : tuple of (str, str)
+        Name of each class and its colour.
     """
 
     url: str
@@ -79,6 +86,34 @@ class Picture:
     paths: tuple[Outline, ...] = ()
     tags: tuple[Tag, ...] = ()
     border: str = ""
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+def legible_tags(
+    wanted: Sequence[tuple[tuple[float, float], str, str]], aspect: float
+) -> tuple[Tag, ...]:
+    """Return tags that lie within their picture and do not cover each other; the first ones stay.
+
+    Parameters
+    ----------
+    wanted : sequence of ((float, float), str, str)
+        Place in percent of width and height, text and colour.
+    aspect : float
+        Width of the picture divided by its height.
+    """
+    tags: list[Tag] = []
+    taken: list[shapely.Polygon] = []
+    for (x, y), text, colour in wanted:
+        # On the narrowest picture; the style cuts longer texts.
+        width = min(100 * (_TAG_EDGES_PX + _LETTER_PX * len(text)) / _NARROWEST_PX, _WIDEST_TAG)
+        height = min(100 * _TAG_PX * aspect / _NARROWEST_PX, 100.0)
+        left = float(np.clip(x, width / 2, 100 - width / 2))
+        top = float(np.clip(y, height / 2, 100 - height / 2))
+        box = shapely.box(left - width / 2, top - height / 2, left + width / 2, top + height / 2)
+        if not any(shapely.intersects(box, other) for other in taken):
+            taken.append(box)
+            tags.append(Tag(left, top, text, colour))
+    return tuple(tags)
 
 
 def embedded(image: Image.Image | RGB, kind: str = "WEBP") -> str:

@@ -85,7 +85,8 @@ def choose_views(
         "sparsest": np.argmin(density),
     }
     if len(corners) == 1:
-        ranks = {"the whole area": np.int64(0)}
+        is_whole = shapely.box(*_box(corners[0], side)).covers(area)
+        ranks = {"the whole area" if is_whole else "the middle": np.int64(0)}
     for title, rank in ranks.items():
         chosen.setdefault(int(most[rank]), []).append(title)
     if certainty is not None:

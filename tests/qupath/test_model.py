@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from uuid import RFC_4122
+from uuid import RFC_4122, UUID
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qpnuclei.nuclei.ids import NucleusIds, is_ours
+from qpnuclei.qupath.model import Annotation
 from tests.ids import nucleus_id
 
 
@@ -17,6 +19,21 @@ def test_ids_of_nuclei_are_what_they_were_in_every_release():
     assert str(nucleus_id(b"\xff" * 12)) == "71706e75-636c-8fff-bfff-ffffffffffff"
     with pytest.raises(ValueError, match="10 bytes"):
         NucleusIds(np.zeros((1, 9), np.uint8))
+
+
+def test_labels_tell_annotations_apart_whoever_made_them() -> None:
+    box = shapely.box(0, 0, 9, 9)
+    ours = [nucleus_id(bytes([i]) * 10) for i in range(2)]
+    others = [UUID("12345678-0000-4000-8000-000000000001"), UUID("87654321-" + str(ours[0])[9:])]
+    labels = [
+        Annotation(0, own_id, "Front", "Tumor", "PolygonROI", box).label
+        for own_id in (*ours, *others)
+    ]
+    assert labels == [
+        *(f"Front ({str(own_id)[-8:]})" for own_id in ours),
+        *("Front (12345678)", "Front (87654321)"),
+    ]
+    assert len(set(labels)) == 4
 
 
 @given(st.lists(st.binary(min_size=10, max_size=10), max_size=20))

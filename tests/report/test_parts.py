@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from qpnuclei.pipeline.planning.tiles import plan_tiles
 from qpnuclei.report.density import density_map, viridis
 from qpnuclei.report.histogram import histogram
-from qpnuclei.report.pictures import outlines, path_data, round_length, scale_bar
+from qpnuclei.report.pictures import legible_tags, outlines, path_data, round_length, scale_bar
 from qpnuclei.report.views import (
     SIDE_UM,
     View,
@@ -111,8 +112,33 @@ def test_a_small_area_is_one_place_and_an_unknown_pixel_size_no_hindrance() -> N
     (view,) = choose_views(lattice(10, 10, 90, 60, 10), None, small, MPP)
     assert view.title == "the whole area"
     assert shapely.covers(shapely.box(*view.box), small)
+    wider = shapely.box(10, 10, 410, 300)  # 200 x 145 µm: one place of 120 µm, but not all of it
+    (view,) = choose_views(lattice(10, 10, 410, 300, 10), None, wider, MPP)
+    assert view.title == "the middle"
     assert choose_views(lattice(10, 10, 90, 60, 10), None, small, None)
     assert choose_views(np.empty((0, 2)), None, shapely.MultiPolygon(), MPP) == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 100), st.floats(0, 100), st.text("aM", max_size=30)), max_size=9
+    ),
+    st.floats(0.2, 5),
+)
+def test_tags_of_a_picture_stay_inside_and_apart(
+    wanted: list[tuple[float, float, str]], aspect: float
+) -> None:
+    tags = legible_tags([((x, y), text, "red") for x, y, text in wanted], aspect)
+    assert len(tags) >= min(len(wanted), 1)
+    boxes = []
+    for tag in tags:
+        # In px of the narrowest picture, of 320 x (320 / aspect) px.
+        width = min(13 + 7.5 * len(tag.text), 0.45 * 320)
+        x, y = tag.left * 3.2, tag.top * 3.2 / aspect
+        height = min(18, 320 / aspect)
+        boxes.append(shapely.box(x - width / 2, y - height / 2, x + width / 2, y + height / 2))
+        assert shapely.box(-0.1, -0.1, 320.1, 320 / aspect + 0.1).covers(boxes[-1])
+    assert all(a.intersection(b).area < 1e-6 for a, b in combinations(boxes, 2))
 
 
 def test_a_view_shows_nothing_beyond_the_image() -> None:

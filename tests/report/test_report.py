@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from qpnuclei.qupath.project_counts import count_project
 from qpnuclei.report import content
 from qpnuclei.report.methods import methods
 from qpnuclei.report.page import ReportOptions, write_report, write_report_of_run
+from qpnuclei.report.pictures import PALETTE
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from qpnuclei.report.tables import readable
 from tests.paths import SAMPLES
@@ -50,6 +52,7 @@ from tests.pipeline.killing import make_project
 from tests.projects import lock
 from tests.report.conftest import NAME, Made
 from tests.report.pages import Page, same
+from tests.slides.pictures import paint
 
 
 def test_numbers_are_those_of_the_export(made: Made) -> None:
@@ -92,6 +95,26 @@ def test_ignored_annotations_are_not_compared_with_others(made: Made, tmp_path: 
     assert len(compared) == 3
     assert "Not listed: 2 annotations of class Ignore*, not analysed." in page.text
     assert len(page.table("annotation", "uuid", "Solidity (SD)")) == 5
+
+
+def test_a_class_has_one_colour_in_all_images(tmp_path: Path) -> None:
+    slides = [paint(tmp_path / name, (80, 80)) for name in ("a.png", "b.png")]
+    project = create_from_slides(tmp_path / "project", slides, mpp=0.25)
+    orders = ("Tumor", "Stroma"), ("Stroma", "Tumor")
+    for image, names in zip(project.images, orders, strict=True):
+        marks = [
+            NewAnnotation(shapely.box(x, 0, x + 90, 90), uuid4(), None, PathClass(name))
+            for x, name in zip((0, 120), names, strict=True)
+        ]
+        image.write(Edit(annotations=marks), image.read().fingerprint)
+    page = tmp_path / "page.html"
+    write_report(project, project.images, page)
+    text = page.read_text(encoding="utf-8")
+    colours = dict(zip(("Tumor", "Stroma"), PALETTE, strict=False))
+    shown = re.findall(r'"swatch" style="background:(#\w+)"></span> <bdi>(\w+)</bdi>', text)
+    assert Counter(shown) == {(colour, name): 2 for name, colour in colours.items()}
+    tags = re.findall(r'class="tag" style="[^"]*color:(#\w+)"><span><bdi>(\w+)</bdi>', text)
+    assert Counter(tags) == Counter(shown)
 
 
 def test_classes_are_sums_of_the_export(made: Made) -> None:
@@ -186,7 +209,7 @@ def check_seams(
         return real(*args)
 
     monkeypatch.setattr(content, "seam_views", watched)
-    content.image_content(project, project.images[0], 1, [read_run(run_dir)], None, AskedMpp())
+    content.image_content(project, project.images[0], 1, [read_run(run_dir)], None, AskedMpp(), {})
     ((xs, ys, *_),) = borders
     scale = plan.scale.downsample
     lefts = {tile.core.x0 * scale[0] for tile in plan.tiles}
