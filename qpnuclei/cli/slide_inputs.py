@@ -43,14 +43,18 @@ class SlideInputs:
 
     @classmethod
     def of(
-        cls, folder: ResultsFolder, slides: Sequence[Path], images: Sequence[str]
+        cls,
+        folder: ResultsFolder,
+        slides: Sequence[Path],
+        images: Sequence[str],
+        image_root: Path | None,
     ) -> SlideInputs:
         """Find out which slides the results folder has already."""
         from qpnuclei.qupath.adding import files_of
         from qpnuclei.qupath.results_folder import named_new_ones
         from qpnuclei.slides.files import one_per_slide
 
-        project = folder.project()
+        project = folder.project(image_root)
         existing = [] if project is None else project.images
         given = one_per_slide(slides, files_of(existing))
         return cls(folder, given, project, named_new_ones(existing, given), images)

@@ -84,7 +84,7 @@ def _run_held(
     from qpnuclei.cli.tables import print_unreadable
     from qpnuclei.qupath.pixel_size import changed_pixel_sizes
 
-    inputs = SlideInputs.of(folder, slides, given["image"] or ())
+    inputs = SlideInputs.of(folder, slides, given["image"] or (), given["image_root"])
     refuse_early(inputs, given)
     asked = inputs.pixel_sizes(given["mpp"], given["mpp_table"])
     readable = set(inputs.chosen_new.values())
@@ -207,7 +207,12 @@ def _write_results(
     from qpnuclei.report.runs import runs_of
 
     written: dict[str, str | None] = {"counts": None}
-    missing = [(Path(slide["slide"]).name, slide["error"]) for slide in unread]
+    names = {entry.name for entry in project.images}  # a slide that was moved has its row already
+    missing = [
+        (name, slide["error"])
+        for slide in unread
+        if (name := Path(slide["slide"]).name) not in names
+    ]
     reported = {(failure.entry, failure.error.what) for failure in failures}
     uncounted: set[str] = set()
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from qpnuclei.errors import ConflictError, FormatError, QpnucleiError
+from qpnuclei.errors import ConflictError, FormatError, QpnucleiError, SlideError
 from qpnuclei.qupath import project_file
 from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.native import open_project
 from qpnuclei.qupath.new_image import (
     QUPATH_VERSION,
+    NewImage,
     describe_slides,
     entry_json,
     stage_bytes,
@@ -19,10 +21,12 @@ from qpnuclei.qupath.new_image import (
 )
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.transaction import Transaction, digest_of_file, remove_leftovers
+from qpnuclei.qupath.uris import parse_file_uri
 from qpnuclei.slides.files import one_per_slide
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import read_regular
 from qpnuclei.system.locks import locked
+from qpnuclei.system.unicode_forms import nfc
 
 
 def add_slides(
@@ -47,8 +51,9 @@ def add_slides(
     stains : Stains
         As for `create_from_slides`.
     failed : callable, optional
-        Called for a slide that is missing or cannot be read, with the reason; the others are added.
-        By default the first such error is raised, and nothing is added.
+        Called for a slide that is missing, cannot be read, or may be that of an image whose file is
+        missing, with the reason; the others are added. By default the first such error is raised,
+        and nothing is added.
 
     Returns
     -------
@@ -60,7 +65,7 @@ def add_slides(
     NotFoundError, FormatError
         If there is no such project, or it cannot be read.
     NotFoundError, SlideError
-        If a slide is missing or cannot be read, and `failed` is None.
+        If a slide is one of these, and `failed` is None.
     MppError
         If a given pixel size is implausible.
     ConflictError
@@ -78,6 +83,13 @@ def add_slides(
         images, errors = describe_slides(
             new_ones(project.images, given), mpp, taken={entry.name for entry in project.images}
         )
+        errors += [
+            (image.path, _may_be_moved(image.path, entry))
+            for image in images
+            if (entry := _missing_twin(image, project.images)) is not None
+        ]
+        refused = {slide for slide, _ in errors}
+        images = [image for image in images if image.path not in refused]
         for slide, error in errors:
             if failed is None:
                 raise error
@@ -122,6 +134,28 @@ def new_ones(images: Sequence[ImageEntry], slides: Sequence[Path]) -> list[Path]
 def files_of(images: Sequence[ImageEntry]) -> list[Path]:
     """Return the files of the images of a project, without those that are missing."""
     return [entry.path for entry in images if entry.path is not None]
+
+
+def _missing_twin(new: NewImage, images: Sequence[ImageEntry]) -> ImageEntry | None:
+    """Return an image with the file name and size of a new slide whose own file is missing."""
+    size = new.levels[0].width, new.levels[0].height
+    for entry in images:
+        server = entry.server
+        if server.uris and (server.width, server.height) == size and entry.path is None:
+            with suppress(SlideError):  # no file
+                if nfc(parse_file_uri(server.uris[0]).name) == nfc(new.path.name):
+                    return entry
+    return None
+
+
+def _may_be_moved(slide: Path, entry: ImageEntry) -> SlideError:
+    # Added as another image, its nuclei would count twice.
+    return SlideError(
+        f"{slide} may be the slide of the image {entry.name}, moved: the file of that image is "
+        "missing, and has the same name and size",
+        "give --image-root with the folder where the slides are now, or open the project in QuPath "
+        "and give it the new paths; to add the slide as another image, rename its file",
+    )
 
 
 def _free_id(folder: Path, content: project_file.Json) -> int:

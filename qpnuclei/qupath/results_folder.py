@@ -95,9 +95,12 @@ class ResultsFolder:
         mark = {MARK: _mark({})}
         return create_from_slides(self.path, slides, mpp, failed=failed, files=mark)
 
-    def project(self) -> Project | None:
-        """Open the project of the folder; None if there is none yet."""
-        return open_project(self.path) if self.is_made else None
+    def project(self, image_root: Path | None = None) -> Project | None:
+        """Open the project of the folder; None if there is none yet.
+
+        Slides that are not where they were are looked for below `image_root`, if it is given.
+        """
+        return open_project(self.path, image_root) if self.is_made else None
 
     def write(self, name: str, write: Callable[[Path, Save], object]) -> Path:
         """Write a file of results; never replace a file that the user made or changed.

@@ -97,6 +97,34 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     assert json.loads((results / "project.qpproj.backup").read_text())["lastID"] == 2
 
 
+def test_slides_that_were_moved_are_not_counted_twice(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    results, moved = tmp_path / "results", tmp_path / "moved"
+    options = ("-o", results, "--mpp", "0.25", *RUN)
+    assert qpnuclei("run", slides, *options).exit_code == 0
+    before = counts(results / "counts.csv")
+    slides.rename(moved)
+    paint(moved / "c.png", (60, 60))
+    # Without a word on where they are, the two are not images of their own.
+    alone = qpnuclei("run", moved, *options)
+    assert alone.exit_code == 1
+    assert f"{moved / 'a.bmp'} may be the slide of the image a.bmp, moved" in alone.stderr
+    assert counts(results / "counts.csv") == {**before, "c.png": 1}  # those of the first run
+    names = [image.name for image in open_project(results).images]
+    assert names == ["a.bmp", "b.png", "c.png"]
+    found = qpnuclei("run", moved, *options, "--image-root", moved, "--json")
+    assert found.exit_code == 0
+    assert [image["name"] for image in json.loads(found.stdout)["images"]] == names
+    assert counts(results / "counts.csv") == {**before, "c.png": 1}
+    # The same by another way; a slide of another size is another one.
+    added = qpnuclei("project", "add", results, moved / "b.png")
+    assert added.exit_code == 1
+    assert "may be the slide of the image b.png, moved" in str(added.error) + added.stderr
+    Image.new("RGB", (99, 99), "white").save(tmp_path / "b.png")
+    assert qpnuclei("project", "add", results, tmp_path / "b.png").exit_code == 0
+
+
 def test_the_command_that_is_printed_after_a_run_can_be_typed(
     slides: Path, tmp_path: Path, qpnuclei: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
