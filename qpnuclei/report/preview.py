@@ -187,9 +187,10 @@ def preview_project(
                     plan = plan_image(entry, slide, specs, options)
                 except NothingToDo:
                     continue
-                places += places_of(
-                    FieldSource(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions)
-                )
+                if plan.regions:
+                    places += places_of(
+                        FieldSource(entry.name, slide, plan.scale.mpp, plan.stains, plan.regions)
+                    )
             failures += [(entry, error) for error in errors]
         if not places and failures:
             raise failures[0][1]
