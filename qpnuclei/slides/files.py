@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError
+from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError, number_of
 from qpnuclei.slides.dicom import series_of
 from qpnuclei.slides.pixels import is_picture
-from qpnuclei.slides.readers import check_regular_file
+from qpnuclei.slides.readers import UNSUPPORTED, check_regular_file
 from qpnuclei.system.files import one_spelling_each, resolved
 from qpnuclei.system.patterns import files_matching, has_wildcards
 
@@ -21,6 +21,9 @@ _OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
 
 #: Suffixes of slides: other files of a folder are ignored.
 SLIDE_SUFFIXES = frozenset((*_TIFF_SUFFIXES, *_PLAIN_SUFFIXES, *_OTHER_SUFFIXES))
+
+#: So many files that cannot be read are named.
+_MOST_NAMED = 5
 
 #: Indexes of Hamamatsu slides: lines ``Key=file`` that name the JPEGs beside them.
 _INDEXES = (".vms", ".vmu")
@@ -71,15 +74,22 @@ def slides_in(folder: Path) -> list[Path]:
     """Return the files of a folder with the suffix of a slide, sorted.
 
     Hidden files are left out, because copying to and from a Mac leaves a hidden ``._name`` beside
-    every file; and so are pictures that qpnuclei made, such as previews of the slides.
+    every file; and so are pictures that qpnuclei made, such as previews of the slides. Slides in
+    formats that no reader knows are left out with a warning.
     """
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SLIDE_SUFFIXES
-        and not path.name.startswith(".")
-        and not is_picture(path)
-    )
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    unread = [path.name for path in files if path.suffix.lower() in UNSUPPORTED]
+    if unread:
+        _log.warning(
+            "%s: left out %s in formats that cannot be read: %s%s",
+            folder,
+            number_of(len(unread), "file"),
+            ", ".join(unread[:_MOST_NAMED]),
+            ", ..." if len(unread) > _MOST_NAMED else "",
+        )
+    return [
+        path for path in files if path.suffix.lower() in SLIDE_SUFFIXES and not is_picture(path)
+    ]
 
 
 def one_per_slide(paths: Sequence[Path], known: Sequence[Path] = ()) -> list[Path]:

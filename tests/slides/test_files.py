@@ -33,6 +33,19 @@ def test_plain_images_of_a_folder_are_found_and_can_be_opened(tmp_path: Path) ->
             assert (slide.width, slide.height) == (8, 6)
 
 
+def test_slides_in_formats_that_cannot_be_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (8, 6), (200, 150, 180)).save(tmp_path / "a.png")
+    for name in ("b.VSI", "c.isyntax", "._d.kfb", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_slides([tmp_path])] == ["a.png"]
+    (warning,) = caplog.messages
+    assert warning == (
+        f"{tmp_path}: left out 2 files in formats that cannot be read: b.VSI, c.isyntax"
+    )
+
+
 def test_pictures_that_qpnuclei_made_are_no_slides(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

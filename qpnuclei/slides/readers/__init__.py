@@ -29,12 +29,12 @@ from qpnuclei.slides.readers import openslide, plain, tiff
 from qpnuclei.slides.readers.reader import CONVERT, SlideReader, needing_packages, reading
 from qpnuclei.system.files import unreadable
 
-__all__ = ["check_no_zarr", "check_regular_file", "open_reader"]
+__all__ = ["UNSUPPORTED", "check_no_zarr", "check_regular_file", "open_reader"]
 
 #: Files of which a folder has at least one if it is a Zarr image.
 _OF_ZARR = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 #: Unsupported formats by suffix. Some files start like a TIFF, or contain an overview as TIFF.
-_UNSUPPORTED = {
+UNSUPPORTED = {
     ".vsi": "an Olympus VSI: the file itself contains only an overview, and the slide is in the "
     ".ets files of the folder beside it",
     ".ets": "a part of an Olympus VSI slide",
@@ -69,8 +69,8 @@ def open_reader(path: Path, series: int | None = None) -> SlideReader:
     """
     check_regular_file(path)
     suffix = path.suffix.lower()
-    if suffix in _UNSUPPORTED:
-        raise SlideError(f"{path} is {_UNSUPPORTED[suffix]}, which is not supported", CONVERT)
+    if suffix in UNSUPPORTED:
+        raise SlideError(f"{path} is {UNSUPPORTED[suffix]}, which is not supported", CONVERT)
     with reading(path), path.open("rb") as file:
         head = file.read(132)
     if not head:
