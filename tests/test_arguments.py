@@ -25,6 +25,8 @@ from tests.paths import SAMPLES
 
 TISSUE = qpnuclei.Selection(tissue=True)
 ONE_NAME = "he small.png"
+A_PNG = "set/images/a.png"
+NO_NUCLEI = qpnuclei.NucleiTable.from_polygons([], {})
 
 
 @pytest.fixture
@@ -197,6 +199,11 @@ def with_tissue(**given: Any) -> qpnuclei.RunOptions:
     return qpnuclei.RunOptions(TISSUE, **given)
 
 
+def planned() -> Path:
+    """Plan a run of one image of the project in the working folder."""
+    return qpnuclei.plan("project", with_tissue(mpp=0.5), ONE_NAME)
+
+
 @pytest.mark.parametrize(
     ("options", "name", "too_small", "too_large", "allowed"),
     [
@@ -259,6 +266,128 @@ def test_only_true_and_false_are_flags(options: Callable[..., object], name: str
         with pytest.raises(UsageError, match=f"^{name}=.*: no such value"):
             options(**{name: wrong})
     assert getattr(options(**{name: np.bool_(True)}), name) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("derived", lambda given: qpnuclei.Selection(classes="Tumor", derived=given)),
+        ("everything", lambda given: qpnuclei.Selection(everything=given)),
+        ("tissue", lambda given: qpnuclei.Selection(tissue=given)),
+        ("resume", lambda given: qpnuclei.run("project", with_tissue(), resume=given)),
+        ("retry_failed", lambda given: qpnuclei.run("project", with_tissue(), retry_failed=given)),
+        ("resume", lambda given: qpnuclei.plan("project", with_tissue(), resume=given)),
+        ("retry_failed", lambda given: qpnuclei.plan("project", with_tissue(), retry_failed=given)),
+        ("retry_failed", lambda given: qpnuclei.infer(planned(), retry_failed=given)),
+        ("force", lambda given: qpnuclei.commit(planned(), force=given)),
+        ("crop_to_bounds", lambda given: qpnuclei.open_slide(A_PNG, crop_to_bounds=given)),
+        ("apply_icc", lambda given: qpnuclei.open_slide(A_PNG, apply_icc=given)),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["no", "", 3])
+def test_no_text_is_true(
+    name: str,
+    call: Callable[[Any], object],
+    wrong: object,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(project.parent)
+    write_folder(Path("set"), ("a",))
+    with pytest.raises(UsageError) as caught:
+        call(wrong)
+    assert caught.value.what == f"{name}={wrong!r}: no such value"
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("device", lambda given: with_tissue(device=given)),
+        ("class_name", lambda given: with_tissue(class_name=given)),
+        ("images", lambda given: with_tissue(images=[given])),
+        ("device", lambda given: qpnuclei.EngineOptions(device=given)),
+        ("device", lambda given: EvaluationOptions(device=given)),
+        ("device", lambda given: qpnuclei.infer(planned(), device=given)),
+        ("classes", lambda given: qpnuclei.Selection(classes=("Tumor", given))),
+        ("names", lambda given: qpnuclei.Selection(names=[given])),
+        ("excluded", lambda given: qpnuclei.Selection(everything=True, excluded=[given])),
+        ("images", lambda given: qpnuclei.count("project", images=[given])),
+        ("roi_classes", lambda given: qpnuclei.count("project", roi_classes=[given])),
+        ("nucleus_classes", lambda given: qpnuclei.count("project", nucleus_classes=[given])),
+        ("images", lambda given: qpnuclei.write_report("project", "a.html", images=[given])),
+        (
+            "nucleus_classes",
+            lambda given: qpnuclei.write_report("project", "a.html", nucleus_classes=[given]),
+        ),
+        ("images", lambda given: qpnuclei.run("project", with_tissue(), images=[given])),
+        ("roi", lambda given: qpnuclei.run("project", roi=[given])),
+        ("images", lambda given: qpnuclei.plan("project", with_tissue(), images=[given])),
+        ("roi", lambda given: qpnuclei.plan("project", roi=[given])),
+        ("roi", lambda given: qpnuclei.evaluate("set", roi=[given])),
+        ("truth_class", lambda given: qpnuclei.evaluate("project", truth_class=[given])),
+        ("device", lambda given: qpnuclei.train(A_PNG, "training", mpp=0.25, device=given)),
+        ("roi", lambda given: qpnuclei.train(A_PNG, "training", mpp=0.25, roi=[given])),
+        ("device", lambda given: qpnuclei.adapt(A_PNG, "training", mpp=0.25, device=given)),
+        ("roi", lambda given: qpnuclei.adapt(A_PNG, "training", roi=[given])),
+        ("images", lambda given: qpnuclei.adapt("project", "training", images=[given])),
+        (
+            "corrections",
+            lambda given: qpnuclei.adapt(A_PNG, "training", mpp=0.25, corrections=[given]),
+        ),
+        (
+            "truth_class",
+            lambda given: qpnuclei.adapt(A_PNG, "training", mpp=0.25, truth_class=[given]),
+        ),
+        ("class_name", lambda given: qpnuclei.write_nuclei(NO_NUCLEI, "a.geojson", given)),
+    ],
+)
+@pytest.mark.parametrize("wrong", [5, None, b"cpu", ["cpu"]])
+def test_what_is_no_text_is_one_error(
+    name: str,
+    call: Callable[[Any], object],
+    wrong: object,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(project.parent)
+    write_folder(Path("set"), ("a",))
+    with pytest.raises(UsageError) as caught:
+        call(wrong)
+    assert str(caught.value) == f"{name}={wrong!r}: not a text (give a str)"
+    assert not {"training", "a.html", "a.geojson"} & {path.name for path in Path().iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("model", lambda given: with_tissue(model=given)),
+        ("model", lambda given: EvaluationOptions(given)),
+        ("model", lambda given: qpnuclei.evaluate("set", given)),
+        ("model", qpnuclei.load_engine),
+        ("model", lambda given: qpnuclei.adapt(A_PNG, "training", given, mpp=0.25)),
+        ("config", lambda given: qpnuclei.train(A_PNG, "training", given, mpp=0.25)),
+    ],
+)
+@pytest.mark.parametrize("wrong", [3, True, b"default", ["default"]])
+def test_a_model_is_a_name_or_a_path(
+    name: str,
+    call: Callable[[Any], object],
+    wrong: object,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(project.parent)
+    write_folder(Path("set"), ("a",))
+    with pytest.raises(UsageError) as caught:
+        call(wrong)
+    assert str(caught.value) == f"{name}={wrong!r}: not a name or path (give a str or a Path)"
+    assert not Path("training").exists()
+
+
+def test_texts_and_paths_are_kept_as_plain_texts() -> None:
+    options = with_tissue(model=Path("ours.safetensors"), device=np.str_("cpu"), images="a")
+    assert (options.model, options.device, options.images) == ("ours.safetensors", "cpu", ("a",))
+    assert type(options.device) is str
 
 
 @pytest.mark.parametrize("start", [qpnuclei.train, qpnuclei.adapt])
@@ -335,3 +464,10 @@ def test_a_split_is_one_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no split \['val'\]") as caught:
         qpnuclei.evaluate(tmp_path, split=["val"], mpp=0.5)  # type: ignore[arg-type]
     assert caught.value.hint == "it has val"
+
+
+@pytest.mark.parametrize("wrong", [5, b"local:1", ["local:1"]])
+def test_a_cluster_is_one_text(wrong: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.parent)
+    with pytest.raises(UsageError, match=re.escape(f"dask={wrong!r}: not a text")):
+        qpnuclei.infer(planned(), dask=wrong, device="cpu")

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpnuclei.models.registry import DEFAULT_MODEL
-from qpnuclei.system.arguments import checked_flag, listed, path_or_none
+from qpnuclei.system.arguments import (
+    checked_flag,
+    checked_name,
+    checked_text,
+    checked_texts,
+    listed,
+    path_or_none,
+)
 
 if TYPE_CHECKING:
     from qpnuclei.evaluation.report import Report
@@ -80,18 +87,18 @@ def train(
     from qpnuclei.training.sources import find_sources
     from qpnuclei.training.train import check_recipe, train_model
 
-    fields = {**read_recipe(config), **(settings or {})}
+    fields = {**read_recipe(checked_name("config", config)), **(settings or {})}
     check_recipe(fields)
     found = find_sources(
         [Path(source) for source in listed(sources)],
         mpp=() if mpp is None else [mpp],
-        roi=listed(roi),
+        roi=checked_texts("roi", roi),
     )
     return train_model(
         fields,
         found,
         Path(folder),
-        device=resolve_device(device),
+        device=resolve_device(checked_text("device", device)),
         seed=seed,
         validation=path_or_none(validation),
         mpp=mpp,
@@ -173,15 +180,22 @@ def adapt(
     from qpnuclei.training.adaptation import adapt as adapt_model
     from qpnuclei.training.sources import find_sources
 
-    paths, images = [Path(source) for source in listed(sources)], listed(images)
-    found = find_sources(paths, mpp=() if mpp is None else [mpp], roi=listed(roi), images=images)
-    drawn = read_corrected(paths, listed(corrections), listed(truth_class), images=images, mpp=mpp)
+    paths, images = [Path(source) for source in listed(sources)], checked_texts("images", images)
+    sizes, roi = () if mpp is None else [mpp], checked_texts("roi", roi)
+    found = find_sources(paths, mpp=sizes, roi=roi, images=images)
+    drawn = read_corrected(
+        paths,
+        checked_texts("corrections", corrections),
+        checked_texts("truth_class", truth_class),
+        images=images,
+        mpp=mpp,
+    )
     return adapt_model(
         found,
         Path(folder),
-        model=os.fspath(model),
+        model=checked_name("model", model),
         settings=settings,
-        device=resolve_device(device),
+        device=resolve_device(checked_text("device", device)),
         seed=seed,
         resume=checked_flag("resume", resume),
         callbacks=callbacks,
@@ -242,14 +256,14 @@ def evaluate(
     from qpnuclei.evaluation.evaluate import EvaluationOptions, evaluate_model
     from qpnuclei.evaluation.reading import read_annotated
 
-    named = DEFAULT_MODEL if model is None else os.fspath(model)
+    named = DEFAULT_MODEL if model is None else checked_name("model", model)
     chosen = EvaluationOptions(named, **options)
     read = read_annotated(
         Path(dataset),
         layout,
         split,
-        roi=listed(roi),
-        truth_classes=listed(truth_class),
+        roi=checked_texts("roi", roi),
+        truth_classes=checked_texts("truth_class", truth_class),
         mpp=chosen.mpp,
     )
     return evaluate_model(read.images, read.described, chosen, notes=read.notes)

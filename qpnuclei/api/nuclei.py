@@ -11,6 +11,7 @@ from qpnuclei.nuclei.ids import hashed_ids
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import PathClass
 from qpnuclei.qupath.names import NEW_CLASS_COLOR, checked_class_name
+from qpnuclei.system.arguments import checked_text
 from qpnuclei.system.files import atomic_file
 
 _PARQUET = ".parquet"
@@ -51,7 +52,9 @@ def write_nuclei(
     from qpnuclei.qupath.geojson.writing import write_detections
 
     path = Path(path)
-    path_class = PathClass(checked_class_name(class_name), NEW_CLASS_COLOR)
+    path_class = PathClass(
+        checked_class_name(checked_text("class_name", class_name)), NEW_CLASS_COLOR
+    )
     outlines = [polygon.wkb for polygon in nuclei.polygons()]
     if path.suffix.lower() == _PARQUET:
         import pyarrow as pa

@@ -14,7 +14,7 @@ from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project import held_project, open_project
 from qpnuclei.qupath.project_counts import count_project
-from qpnuclei.system.arguments import listed, listed_or_none
+from qpnuclei.system.arguments import checked_texts, checked_texts_or_none, listed
 
 
 def create_project(
@@ -145,10 +145,10 @@ def count(
     opened = opened_project(project)
     return count_project(
         opened,
-        match_images(opened, listed(images)),
+        match_images(opened, checked_texts("images", images)),
         by,
-        roi_classes=listed_or_none(roi_classes),
-        nucleus_classes=listed_or_none(nucleus_classes),
+        roi_classes=checked_texts_or_none("roi_classes", roi_classes),
+        nucleus_classes=checked_texts_or_none("nucleus_classes", nucleus_classes),
         pixel_sizes=AskedMpp(mpp),
     )
 
@@ -197,10 +197,10 @@ def write_report(
     opened = opened_project(project)
     failures = write_report(
         opened,
-        match_images(opened, listed(images)),
+        match_images(opened, checked_texts("images", images)),
         Path(path),
         runs_of(opened.path.parent),
-        ReportOptions(listed_or_none(nucleus_classes), AskedMpp(mpp)),
+        ReportOptions(checked_texts_or_none("nucleus_classes", nucleus_classes), AskedMpp(mpp)),
     )
     for _, error in failures:
         raise error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qpnuclei.api.projects import held
 from qpnuclei.errors import UsageError, quoted
 from qpnuclei.qupath.model import Project
-from qpnuclei.system.arguments import listed, path_or_none
+from qpnuclei.system.arguments import checked_texts, path_or_none
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.options import RunOptions
@@ -82,10 +82,10 @@ def run(
 
     asked = _options(options, images, roi)
     check_request(asked)
+    conduct = Conduct(resume=resume, retry_failed=retry_failed)
     with held(project) as opened:
         options = _in_project(asked, opened)
         entries = choose_images(opened, options.images, options.selection)
-        conduct = Conduct(resume=resume, retry_failed=retry_failed)
         return analyse_project(opened, entries, options, progress, conduct)
 
 
@@ -96,6 +96,7 @@ def plan(
     *,
     roi: Sequence[str] = (),
     resume: bool = True,
+    retry_failed: bool = False,
 ) -> Path:
     """Plan a run and save the plan in a folder, like ``qpnuclei plan``.
 
@@ -103,6 +104,8 @@ def plan(
     ----------
     project, options, images, roi, resume
         As for `run`.
+    retry_failed : bool
+        Let `infer` also try units again that failed three times.
 
     Returns
     -------
@@ -138,10 +141,10 @@ def plan(
 
     asked = _options(options, images, roi)
     engine_specs(asked.models)
+    conduct = Conduct(resume=resume, retry_failed=retry_failed, fail_fast=True)
     with held(project) as opened:
         options = _in_project(asked, opened)
         entries = choose_images(opened, options.images, options.selection)
-        conduct = Conduct(resume=resume, fail_fast=True)
         return plan_run(opened, entries, options, conduct)[0].path
 
 
@@ -308,12 +311,14 @@ def _options(options: RunOptions | None, images: Sequence[str], roi: Sequence[st
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
 
-    chosen = RunOptions(Selection(classes=listed(roi))) if options is None else options
+    chosen = (
+        RunOptions(Selection(classes=checked_texts("roi", roi))) if options is None else options
+    )
     if not isinstance(chosen, RunOptions):
         raise UsageError(
             f"the options are not RunOptions, but {quoted(chosen)}", "give RunOptions(selection)"
         )
-    return replace(chosen, images=listed(images) or chosen.images)
+    return replace(chosen, images=checked_texts("images", images) or chosen.images)
 
 
 def _in_project(options: RunOptions, project: Project) -> RunOptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,7 +50,7 @@ from qpnuclei.segmentation.maps_engine import MapsEngine
 from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import checked_mpp
-from qpnuclei.system.arguments import check_fields, checked_flag
+from qpnuclei.system.arguments import check_fields, checked_flag, checked_name, checked_text
 from qpnuclei.system.files import check_file_target, resolved
 from qpnuclei.system.versions import versions
 
@@ -85,7 +84,8 @@ class EvaluationOptions:
     Raises
     ------
     UsageError
-        If `tta` or `tune` is neither true nor false.
+        If `model` is neither a name nor a path, `device` is no text, or `tta` or `tune` is neither
+        true nor false.
     MppError
         If `mpp` is not 0.05 to 2.5 µm/px.
     """
@@ -99,14 +99,14 @@ class EvaluationOptions:
     write_model: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.model is not None:
-            object.__setattr__(self, "model", os.fspath(self.model))
         checks: dict[str, Callable[[str, Any], object]] = {
+            "model": checked_name,
             "mpp": checked_mpp,
+            "device": checked_text,
             "tta": checked_flag,
             "tune": checked_flag,
         }
-        check_fields(self, checks, may_be_none=["mpp", "tta"])
+        check_fields(self, checks, may_be_none=["model", "mpp", "tta"])
         if self.write_model is not None:
             object.__setattr__(self, "write_model", Path(self.write_model))
 

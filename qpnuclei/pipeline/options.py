@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,19 +40,25 @@ from qpnuclei.system.arguments import (
     check_fields,
     checked_count,
     checked_flag,
+    checked_name,
     checked_number,
+    checked_text,
+    checked_texts,
     listed,
     path_or_none,
 )
 from qpnuclei.system.threads import available_cores
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "model": checked_name,
+    "device": checked_text,
     "tta": checked_flag,
     "mpp": checked_mpp,
     "mpp_only_missing": checked_flag,
     "mpp_by_image": checked_sizes,
     "tissue_annotation": checked_flag,
     "qc": checked_flag,
+    "class_name": checked_text,
     "tile_px": partial(checked_count, limits=TILE_PX),
     "batch_size": partial(checked_count, limits=BATCH),
     "workers": partial(checked_count, limits=WORKERS),
@@ -63,6 +68,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "min_area_um2": partial(checked_number, limits=MIN_AREA_UM2),
     "cell_expansion_um": partial(checked_number, limits=CELL_EXPANSION_UM),
     "force": checked_flag,
+    "images": checked_texts,
 }
 _MAY_BE_NONE = frozenset({"tta", "mpp", "batch_size", "threshold"})
 
@@ -77,6 +83,7 @@ class RunOptions:
     ------
     UsageError
         If `speed`, `precision` or `on_existing` is unknown, a flag is neither true nor false,
+        `model` is neither a name nor a path, `device`, `class_name` or one of `images` is no text,
         `mpp_by_image` is not a mapping, a number is not within the limits that the command's help
         gives, the class of the detections is empty or not UTF-8, the thresholds of positive nuclei
         are invalid, the areas that `qc` marks would not be excluded, or `speed` is given with a
@@ -121,8 +128,6 @@ class RunOptions:
     images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", os.fspath(self.model))
-        object.__setattr__(self, "images", listed(self.images))
         check_fields(self, _CHECKS, _MAY_BE_NONE)
         check_choice("precision", self.precision, get_args(Precision))
         check_choice("on_existing", self.on_existing, get_args(OnExisting))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from qpnuclei.qupath.model import (
 )
 from qpnuclei.qupath.names import place_searched
 from qpnuclei.qupath.regions import Region, rows_inside
-from qpnuclei.system.arguments import listed
+from qpnuclei.system.arguments import check_fields, checked_flag, checked_texts, listed
 from qpnuclei.system.patterns import matches
 
 if TYPE_CHECKING:
@@ -58,6 +58,16 @@ def is_excluded(class_name: str | None, patterns: Iterable[str] = DEFAULT_EXCLUD
     (True, True, False, False)
     """
     return class_name is not None and any(matches(class_name, p) for p in patterns)
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "classes": checked_texts,
+    "derived": checked_flag,
+    "names": checked_texts,
+    "everything": checked_flag,
+    "tissue": checked_flag,
+    "excluded": checked_texts,
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Selection:
     ------
     UsageError
         If nothing is chosen, tissue together with annotations, a class both chosen and excluded,
-        or a text that is no UUID.
+        a text that is no UUID, a name that is no text, or a flag that is neither true nor false.
 
     Examples
     --------
@@ -109,9 +119,8 @@ class Selection:
     excluded: tuple[str, ...] = DEFAULT_EXCLUDED
 
     def __post_init__(self) -> None:
-        for name in ("classes", "names", "ids", "excluded"):
-            object.__setattr__(self, name, listed(getattr(self, name)))
-        object.__setattr__(self, "ids", tuple(map(_uuid, self.ids)))
+        check_fields(self, _CHECKS)
+        object.__setattr__(self, "ids", tuple(map(_uuid, listed(self.ids))))
         by_annotation = bool(self.classes or self.names or self.ids or self.everything)
         if self.tissue and by_annotation:
             raise UsageError(

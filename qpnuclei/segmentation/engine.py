@@ -23,7 +23,14 @@ from qpnuclei.errors import UsageError
 from qpnuclei.models.registry import is_file_name
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.reinhard import ReinhardStatistics
-from qpnuclei.system.arguments import check_choice, check_fields, checked_count, checked_number
+from qpnuclei.system.arguments import (
+    check_choice,
+    check_fields,
+    checked_count,
+    checked_name,
+    checked_number,
+    checked_text,
+)
 from qpnuclei.system.memory import no_collection
 from qpnuclei.system.threads import available_cores
 from qpnuclei.system.timing import Stopwatch
@@ -88,6 +95,7 @@ class EngineSpec:
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "device": checked_text,
     "workers": partial(checked_count, limits=WORKERS),
     "batch_size": partial(checked_count, limits=BATCH),
     "threshold": partial(checked_number, limits=THRESHOLD),
@@ -118,7 +126,8 @@ class EngineOptions:
     Raises
     ------
     UsageError
-        If `views` or `precision` is unknown, or a number is not within its limits.
+        If `views` or `precision` is unknown, `device` is no text, or a number is not within its
+        limits.
 
     Examples
     --------
@@ -336,7 +345,7 @@ def load_engine(model: str | os.PathLike[str], options: EngineOptions | None = N
     Raises
     ------
     UsageError
-        If there is no such engine.
+        If there is no such engine, or `model` is neither a name nor a path.
     qpnuclei.errors.QpnucleiError
         If the model or the device cannot be used.
 
@@ -346,7 +355,7 @@ def load_engine(model: str | os.PathLike[str], options: EngineOptions | None = N
     >>> engine.spec.mpp
     0.25
     """
-    factory, name = _find(os.fspath(model))
+    factory, name = _find(checked_name("model", model))
     with no_collection():  # most of the time goes into imports
         return factory.load(name, options or EngineOptions())
 

@@ -19,6 +19,7 @@ from qpnuclei.slides.readers import open_reader, openslide
 from qpnuclei.slides.readers.memory import ArrayReader
 from qpnuclei.slides.readers.reader import SlideReader, needing_packages, reading
 from qpnuclei.slides.resample import AxisWeights, axis_weights, resample
+from qpnuclei.system.arguments import checked_flag
 
 #: Formats that not every OpenSlide in QuPath 0.4 to 0.6 opens, with their suffixes, by vendor.
 #: Bio-Formats opens them, with all levels.
@@ -73,6 +74,8 @@ def open_slide(
 
     Raises
     ------
+    qpnuclei.errors.UsageError
+        If `crop_to_bounds` or `apply_icc` is neither true nor false.
     qpnuclei.errors.NotFoundError
         If there is no such file.
     qpnuclei.errors.SlideError
@@ -88,6 +91,8 @@ def open_slide(
     (640, 480, (64, 64, 3))
     """
     path = Path(path)
+    crop_to_bounds = checked_flag("crop_to_bounds", crop_to_bounds)
+    apply_icc = checked_flag("apply_icc", apply_icc)
     # Without pydicom, OpenSlide would open each file of a DICOM slide as another slide.
     needed_series_of(path)
     reader = open_reader(path, series)

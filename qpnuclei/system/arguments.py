@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
 
 from qpnuclei.choices import Range
 from qpnuclei.errors import UsageError, quoted
@@ -26,12 +25,58 @@ def listed(given: Sequence[_Item] | None) -> tuple[_Item, ...]:
     if given is None:
         return ()
     alone: Any = given
-    return (alone,) if isinstance(given, str | os.PathLike | UUID | Real) else tuple(given)
+    is_one = isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable)
+    return (alone,) if is_one else tuple(given)
 
 
-def listed_or_none(given: Sequence[_Item] | None) -> tuple[_Item, ...] | None:
-    """Return the items of a sequence as `listed` does, or None."""
-    return None if given is None else listed(given)
+def checked_text(name: str, value: object) -> str:
+    """Return the value of a parameter as `str`.
+
+    Raises
+    ------
+    UsageError
+        If it is not a text.
+
+    Examples
+    --------
+    >>> checked_text("device", 5)
+    Traceback (most recent call last):
+    ...
+    qpnuclei.errors.UsageError: device=5: not a text (give a str)
+    """
+    if not isinstance(value, str):
+        raise UsageError(f"{name}={quoted(value)}: not a text", "give a str")
+    return str(value)
+
+
+def checked_name(name: str, value: object) -> str:
+    """Return the value of a parameter that is a name or the path of a file, as `str`.
+
+    Raises
+    ------
+    UsageError
+        If it is neither a text nor a path.
+    """
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise UsageError(f"{name}={quoted(value)}: not a name or path", "give a str or a Path")
+    return str(text)
+
+
+def checked_texts(name: str, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the texts of a sequence, as `listed` does.
+
+    Raises
+    ------
+    UsageError
+        If one of them is not a text.
+    """
+    return tuple(checked_text(name, one) for one in listed(given))
+
+
+def checked_texts_or_none(name: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the texts of a sequence as `checked_texts` does, or None."""
+    return None if given is None else checked_texts(name, given)
 
 
 def path_or_none(given: str | os.PathLike[str] | None) -> Path | None:

@@ -885,6 +885,10 @@ def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: P
     qpnuclei.infer(summary.run_dir, device="cpu", retry_failed=True)
     retried = (summary.run_dir / "failures.jsonl").read_text().splitlines()
     assert len(retried) == len(failures)
+    assert qpnuclei.plan(project, OPTIONS, retry_failed=True) == summary.run_dir
+    assert (summary.run_dir / "failures.jsonl").read_text() == ""
+    qpnuclei.infer(summary.run_dir, device="cpu")  # tries them again
+    assert len((summary.run_dir / "failures.jsonl").read_text().splitlines()) == len(failures)
     opened = open_project(project.path)
     with pytest.raises(QpnucleiError, match="failed before: "):
         analyse_project(opened, opened.images, OPTIONS, conduct=units.Conduct(fail_fast=True))

@@ -26,7 +26,7 @@ from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.layout import Layout, layout_of
 from qpnuclei.pipeline.planning.plan_file import PlannedImage, RunPlan
 from qpnuclei.segmentation.engine import Engine
-from qpnuclei.system.arguments import check_fields, checked_flag, checked_number
+from qpnuclei.system.arguments import check_fields, checked_flag, checked_number, checked_text
 
 _log = logging.getLogger(__name__)
 
@@ -94,10 +94,11 @@ class Conduct:
             "extend": checked_flag,
             "retry_failed": checked_flag,
             "fail_fast": checked_flag,
+            "dask": checked_text,
             "unit_minutes": partial(checked_number, limits=UNIT_MINUTES),
             "unit_gib": partial(checked_number, limits=UNIT_GIB),
         }
-        check_fields(self, checks, may_be_none=["unit_minutes", "unit_gib"])
+        check_fields(self, checks, may_be_none=["dask", "unit_minutes", "unit_gib"])
 
     @property
     def limits(self) -> Limits:
