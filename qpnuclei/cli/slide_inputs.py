@@ -196,11 +196,10 @@ def refuse_early(inputs: SlideInputs, given: Mapping[str, Any]) -> None:
     if options.positive_thresholds and not chosen:
         raise without_dab()
     require_some_dab(chosen, options.positive_thresholds)
-    if not given["dry_run"]:
-        from qpnuclei.pipeline.inference.computing import check_computing
+    if not given["dry_run"] and given["dask"] is None:
+        from qpnuclei.pipeline.inference.computing import computing
         from qpnuclei.pipeline.inference.units import Conduct
 
-        conduct = Conduct(
-            dask=given["dask"], unit_minutes=given["unit_minutes"], unit_gib=given["unit_gib"]
-        )
-        check_computing(options, conduct)
+        conduct = Conduct(unit_minutes=given["unit_minutes"], unit_gib=given["unit_gib"])
+        with computing(options, conduct):
+            pass  # raises if a model cannot be loaded; a cluster loads it on its workers

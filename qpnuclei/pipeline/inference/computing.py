@@ -95,18 +95,3 @@ def computing(
         limits=limits,
     )
     yield Computing(in_processes, engine_on(devices[0]), options.device)
-
-
-def check_computing(options: RunOptions, conduct: Conduct) -> None:
-    """Check models and devices as `computing` does; a cluster is not contacted yet.
-
-    Raises
-    ------
-    QpnucleiError
-        If a model or a device cannot be used.
-    """
-    if conduct.dask is not None:
-        refuse_with_dask(options.device, conduct.unit_gib)
-        return
-    with computing(options, conduct):
-        pass

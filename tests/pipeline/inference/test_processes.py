@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 
 from qpnuclei.choices import Range
 from qpnuclei.cli.app import app
-from qpnuclei.errors import ModelError, UsageError, WorkerError
+from qpnuclei.errors import ModelError, WorkerError
 from qpnuclei.pipeline.inference import processes, remote, units
-from qpnuclei.pipeline.inference.computing import check_computing
 from qpnuclei.pipeline.inference.units import Conduct, Limits
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.run import analyse_project
@@ -105,11 +104,6 @@ def test_a_process_that_needs_too_much_memory_is_ended(
     assert "--unit-gib" in (caught.value.hint or "")
     assert workers() == []
     assert len(project.images[0].read().detections.ids) == 0
-
-
-def test_dask_has_a_limit_of_memory_of_its_own(quick: RunOptions) -> None:
-    with pytest.raises(UsageError, match="--unit-gib and --dask exclude each other"):
-        check_computing(quick, Conduct(dask="local:1", unit_gib=4))
 
 
 def test_the_memory_of_a_process_has_a_limit_also_while_it_computes(quick: RunOptions) -> None:
