@@ -150,6 +150,7 @@ def _show_plan(
 ) -> tuple[dict[str, Any], bool]:
     """Show the plan for the project's images and for new slides."""
     from qpnuclei.cli.console import print_status
+    from qpnuclei.qupath.adding import without_moved
     from qpnuclei.qupath.create import create_project
     from qpnuclei.qupath.new_image import describe_slides
     from qpnuclei.qupath.pixel_size import changed_pixel_sizes
@@ -167,6 +168,10 @@ def _show_plan(
         elif inputs.chosen_new:
             taken = {entry.name for entry in inputs.images}
             described, errors = describe_slides(list(inputs.new.values()), asked, taken=taken)
+            stored = inputs.folder.project()  # as it is when the slides are added
+            if stored is not None:
+                described, moved = without_moved(described, stored.images)
+                errors += moved
             for path, error in errors:
                 failed(path, error)
             if described:

@@ -83,14 +83,8 @@ def add_slides(
         images, errors = describe_slides(
             new_ones(project.images, given), mpp, taken={entry.name for entry in project.images}
         )
-        errors += [
-            (image.path, _may_be_moved(image.path, entry))
-            for image in images
-            if (entry := _missing_twin(image, project.images)) is not None
-        ]
-        refused = {slide for slide, _ in errors}
-        images = [image for image in images if image.path not in refused]
-        for slide, error in errors:
+        images, moved = without_moved(images, project.images)
+        for slide, error in (*errors, *moved):
             if failed is None:
                 raise error
             failed(slide, error)
@@ -136,6 +130,32 @@ def files_of(images: Sequence[ImageEntry]) -> list[Path]:
     return [entry.path for entry in images if entry.path is not None]
 
 
+def without_moved(
+    new: Sequence[NewImage], images: Sequence[ImageEntry]
+) -> tuple[list[NewImage], list[tuple[Path, SlideError]]]:
+    """Separate new slides from those that may be the slides of images whose files are missing.
+
+    Parameters
+    ----------
+    new : sequence of NewImage
+    images : sequence of ImageEntry
+        Images of the project.
+
+    Returns
+    -------
+    (list of NewImage, list of (Path, SlideError))
+        The new slides, and the files of the others, each with the reason.
+    """
+    kept, moved = [], []
+    for image in new:
+        entry = _missing_twin(image, images)
+        if entry is None:
+            kept.append(image)
+        else:
+            moved.append((image.path, _may_be_moved(image.path, entry)))
+    return kept, moved
+
+
 def _missing_twin(new: NewImage, images: Sequence[ImageEntry]) -> ImageEntry | None:
     """Return an image with the file name and size of a new slide whose own file is missing."""
     size = new.levels[0].width, new.levels[0].height
@@ -153,8 +173,9 @@ def _may_be_moved(slide: Path, entry: ImageEntry) -> SlideError:
     return SlideError(
         f"{slide} may be the slide of the image {entry.name}, moved: the file of that image is "
         "missing, and has the same name and size",
-        "give --image-root with the folder where the slides are now, or open the project in QuPath "
-        "and give it the new paths; to add the slide as another image, rename its file",
+        "qpnuclei run finds it with --image-root and the folder where the slides are now, or open "
+        "the project in QuPath and give it the new paths; to add the slide as another image, "
+        "rename its file",
     )
 
 

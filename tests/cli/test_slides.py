@@ -107,6 +107,10 @@ def test_slides_that_were_moved_are_not_counted_twice(
     slides.rename(moved)
     paint(moved / "c.png", (60, 60))
     # Without a word on where they are, the two are not images of their own.
+    planned = qpnuclei("run", moved, *options, "--dry-run", "--json")
+    assert planned.exit_code == 1
+    refused = [Path(slide["slide"]) for slide in json.loads(planned.stdout)["unreadable"]]
+    assert refused == [moved / "a.bmp", moved / "b.png"]
     alone = qpnuclei("run", moved, *options)
     assert alone.exit_code == 1
     assert f"{moved / 'a.bmp'} may be the slide of the image a.bmp, moved" in alone.stderr
