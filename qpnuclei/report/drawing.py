@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,11 @@ from qpnuclei.slides.pixels import RGB
 Colour = tuple[int, int, int]
 
 INK: Colour = (20, 20, 20)
+#: Height of a line of text, in px.
+LINE_PX = 22
 _FONT_PX = 17
+#: Width of the white border of text, in px.
+_BORDER_PX = 3
 #: OpenCV draws with coordinates in sixteenths (2**4) of a px.
 _SHIFT = 4
 
@@ -96,6 +102,42 @@ def draw_text(
         fill=colour,
         font=ImageFont.load_default(_FONT_PX),
         anchor="mm" if centred else "la",
-        stroke_width=3,
+        stroke_width=_BORDER_PX,
         stroke_fill=(255, 255, 255),
     )
+
+
+def wrapped(parts: Iterable[str], width: float) -> list[str]:
+    """Return lines of text that are at most `width` px wide as `draw_text` draws them.
+
+    A line ends between two parts; only a part that is wider than a line is broken, between any two
+    characters.
+
+    Parameters
+    ----------
+    parts : iterable of str
+        Pieces of the text, which a space separates. White space within a part becomes one space.
+
+    Examples
+    --------
+    >>> wrapped(["--threshold 0.4", "--min-area-um2 10"], 200)
+    ['--threshold 0.4', '--min-area-um2 10']
+    """
+    font = ImageFont.load_default(_FONT_PX)
+
+    def fits(line: str) -> bool:
+        left, _, right, _ = font.getbbox(line, stroke_width=_BORDER_PX)
+        return max(right - min(left, 0), font.getlength(line)) <= width
+
+    lines: list[str] = []
+    for part in parts:
+        text = " ".join(part.split())
+        if lines and fits(f"{lines[-1]} {text}"):
+            lines[-1] += f" {text}"
+            continue
+        lines.append("")
+        for character in text:
+            if lines[-1] and not fits(lines[-1] + character):
+                lines.append("")
+            lines[-1] += character
+    return lines

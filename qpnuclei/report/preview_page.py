@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,8 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from qpnuclei.errors import number_of
 from qpnuclei.report.density import viridis, viridis_steps
-from qpnuclei.report.drawing import INK, Colour, draw_lines, draw_rings, draw_scale_bar, draw_text
+from qpnuclei.report.drawing import (
+    INK,
+    LINE_PX,
+    Colour,
+    draw_lines,
+    draw_rings,
+    draw_scale_bar,
+    draw_text,
+    wrapped,
+)
 from qpnuclei.report.pictures import Outline, Picture, embedded, outlines, scale_bar
 from qpnuclei.report.preview import Field, Setting
 from qpnuclei.report.preview_fields import SHOWN_MPP
@@ -20,7 +30,8 @@ from qpnuclei.slides.pixels import RGB, write_png
 
 #: Side of a field in the picture and gap between two fields, in px.
 _PANEL_PX, _GAP_PX = 384, 8
-_HEAD_PX = 34
+#: Left and right of the text above a panel, and below it, in px.
+_MARGIN_PX = 4
 _NUCLEUS: Colour = (0, 229, 255)
 
 
@@ -36,9 +47,16 @@ def options_of(setting: Setting, settings: Sequence[Setting]) -> list[str]:
     return options
 
 
+def parts_of(setting: Setting, settings: Sequence[Setting]) -> list[str]:
+    """Return each option, with its value, in which a setting differs from the others."""
+    options = options_of(setting, settings)
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return [" ".join(pair) for pair in pairs] or ["the model's own settings"]
+
+
 def label_of(setting: Setting, settings: Sequence[Setting]) -> str:
     """Return the options in which a setting differs from the others."""
-    return " ".join(options_of(setting, settings)) or "the model's own settings"
+    return " ".join(parts_of(setting, settings))
 
 
 def write_preview(
@@ -67,7 +85,7 @@ def write_preview(
     qpnuclei.errors.SaveError
         If the page or the picture cannot be written.
     """
-    labels = [label_of(setting, settings) for setting in settings]
+    parts = [parts_of(setting, settings) for setting in settings]
     models = list(dict.fromkeys(setting.model for setting in settings))
     area = sum(field.area_mm2 for field in fields)
     totals = [sum(field.counts[i] for field in fields) for i in range(len(settings))]
@@ -77,8 +95,8 @@ def write_preview(
         what=title,
         fields=[_shown(field, models) for field in fields],
         settings=[
-            {"label": label, "command": command, "total": total, "per_mm2": total / area}
-            for label, command, total in zip(labels, commands, totals, strict=True)
+            {"options": options, "command": command, "total": total, "per_mm2": total / area}
+            for options, command, total in zip(parts, commands, totals, strict=True)
         ],
         several_models=len(models) > 1,
         colours=viridis_steps(),
@@ -89,37 +107,63 @@ def write_preview(
 
 def picture_of(fields: Sequence[Field], settings: Sequence[Setting]) -> RGB:
     """Draw all fields in one picture, one per row: tissue, certainty, then each setting."""
-    labels = [label_of(setting, settings) for setting in settings]
     models = [
         m for m in dict.fromkeys(c.model for c in settings) if any(m in f.certainty for f in fields)
     ]
-    heads = [
-        "tissue",
-        *(f"certainty {m}" if len(models) > 1 else "certainty" for m in models),
-        *labels,
+    heads = [["tissue"], *(["certainty", *[m] * (len(models) > 1)] for m in models)]
+    options = [parts_of(setting, settings) for setting in settings]
+    rows = [
+        _row(field, number, models, heads, options) for number, field in enumerate(fields, start=1)
     ]
+    return np.concatenate(rows)
+
+
+def _row(
+    field: Field,
+    number: int,
+    models: Sequence[str],
+    heads: Sequence[Sequence[str]],
+    options: Sequence[Sequence[str]],
+) -> RGB:
+    """Draw a field: where it is, and below it the panels with their heads."""
+    tissue = _resized(field.tissue)
+    scale = _PANEL_PX / (field.box[2] - field.box[0])
+    panels = [tissue, *(_map(field, model) for model in models)]
+    for nuclei in field.found:
+        panel = tissue.copy()
+        draw_rings(panel, nuclei, field.box[:2], scale, _NUCLEUS, 1)
+        draw_lines(panel, field.border, field.box[:2], scale, INK, 2)
+        panels.append(panel)
     step = _PANEL_PX + _GAP_PX
-    height = len(fields) * (step + _HEAD_PX)
-    canvas = Image.new("RGB", (len(heads) * step - _GAP_PX, height), "white")
-    for row, field in enumerate(fields):
-        tissue = _resized(field.tissue)
-        panels = [tissue, *(_map(field, model) for model in models)]
-        words = list(heads)
-        scale = _PANEL_PX / (field.box[2] - field.box[0])
-        for number, nuclei in enumerate(field.found):
-            panel = tissue.copy()
-            draw_rings(panel, nuclei, field.box[:2], scale, _NUCLEUS, 1)
-            draw_lines(panel, field.border, field.box[:2], scale, INK, 2)
-            panels.append(panel)
-            words[len(heads) - len(labels) + number] += f": {len(nuclei)}"
-        for column, (panel, word) in enumerate(zip(panels, words, strict=True)):
-            picture = Image.fromarray(panel)
-            if column == 0:
-                draw_scale_bar(picture, field.mpp[0] / scale)
-            at = column * step, row * (step + _HEAD_PX)
-            canvas.paste(picture, (at[0], at[1] + _HEAD_PX))
-            draw_text(canvas, word.replace("µ", "u"), (at[0] + 4, at[1] + 8), INK)
+    width = len(panels) * step - _GAP_PX
+    title = _lines([f"Field {number}: {field.image},", field.region], width)
+    # The number is on a line of its own, so that it is found at the same place of each panel.
+    found = [
+        [number_of(count, "nucleus"), *_lines(of_setting, _PANEL_PX)]
+        for count, of_setting in zip(field.counts, options, strict=True)
+    ]
+    words = [*(_lines(head, _PANEL_PX) for head in heads), *found]
+    below_title = _MARGIN_PX + len(title) * LINE_PX
+    top = below_title + max(map(len, words)) * LINE_PX + _MARGIN_PX
+    canvas = Image.new("RGB", (width, top + _PANEL_PX + _GAP_PX), "white")
+    _write(canvas, title, (0, _MARGIN_PX))
+    for column, (panel, lines) in enumerate(zip(panels, words, strict=True)):
+        picture = Image.fromarray(panel)
+        if column == 0:
+            draw_scale_bar(picture, field.mpp[0] / scale)
+        canvas.paste(picture, (column * step, top))
+        _write(canvas, lines, (column * step, below_title))
     return np.asarray(canvas)
+
+
+def _lines(parts: Iterable[str], width: int) -> list[str]:
+    # Pillow's font has no µ.
+    return wrapped((part.replace("µ", "u") for part in parts), width - 2 * _MARGIN_PX)
+
+
+def _write(canvas: Image.Image, lines: Sequence[str], at: tuple[int, int]) -> None:
+    for number, line in enumerate(lines):
+        draw_text(canvas, line, (at[0] + _MARGIN_PX, at[1] + number * LINE_PX), INK)
 
 
 def _shown(field: Field, models: Sequence[str]) -> dict[str, object]:

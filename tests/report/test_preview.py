@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import shapely
 from msgspec.structs import replace
-from PIL import Image
+from PIL import Image, ImageFont
 from typer.testing import CliRunner
 
 from qpnuclei.api.projects import add_slides
@@ -28,7 +28,9 @@ from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.report.drawing import wrapped
 from qpnuclei.report.preview import Field, Setting, preview_project, settings_of
+from qpnuclei.report.preview_page import picture_of, write_preview
 from qpnuclei.slides.files import slides_in
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from tests.cli.conftest import tree
@@ -70,6 +72,59 @@ def test_it_finds_what_the_run_found(made: Made, fields: list[Field]) -> None:
 def test_fields_go_from_little_haematoxylin_to_much(fields: list[Field]) -> None:
     darkness = [255 - field.tissue[..., 0].mean() for field in fields]
     assert darkness == sorted(darkness)
+
+
+@pytest.mark.parametrize("model", ["default", "runs/" + "a-very-long-name-of-a-folder/" * 5 + "m"])
+def test_the_text_above_a_panel_stays_above_it(fields: list[Field], model: str) -> None:
+    settings = [Setting(model), Setting(model, 0.4, 10.0), Setting("fast", 0.35, 12.5)]
+    field = dataclasses.replace(fields[0], image="a", region="b", certainty={})
+    picture = picture_of([field], settings)
+    # Four panels of 384 px, 8 px apart and 8 px above the end. Their heads are below one line.
+    assert picture.shape[1] == 4 * 392 - 8
+    heads = picture[4 + 22 : -392]
+    for left in range(0, 4 * 392, 392):
+        assert (heads[:, left : left + 384] < 128).any()
+        assert (heads[:, left : left + 2] == 255).all()
+        assert (heads[:, left + 382 : left + 392] == 255).all()
+    # A long name of the image takes more lines, and moves the rest down.
+    longer = picture_of([dataclasses.replace(field, image="an image µ " * 30)], settings)
+    below = len(picture) - 4 - 22
+    assert len(longer) > len(picture)
+    assert (longer[-below:] == picture[-below:]).all()
+    title = longer[:-below]
+    assert (title < 128).any()
+    assert (title[:, -2:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("parts", "lines"),
+    [
+        (["--threshold 0.4"], 1),
+        (["--model default", "--threshold 0.4", "--min-area-um2 10"], 2),
+        (["--model " + "x" * 150, "--threshold 0.4"], 4),
+        (["one\nname", "Région"], 1),
+    ],
+)
+def test_lines_are_as_wide_as_a_panel_and_lose_nothing(parts: list[str], lines: int) -> None:
+    font = ImageFont.load_default(17)
+    made = wrapped(parts, 376)
+    assert len(made) == lines
+    assert "".join("".join(made).split()) == "".join("".join(parts).split())
+    assert all(font.getlength(line) <= 376 for line in made)
+    for part in parts:
+        text = " ".join(part.split())
+        if font.getlength(text) < 370:
+            assert any(text in line for line in made)
+
+
+def test_the_page_breaks_no_option_in_the_middle(fields: list[Field], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    settings = [Setting("default", 0.4, 10.0), Setting("fast"), Setting("default")]
+    write_preview(fields, settings, page, "a", ["run"] * 3)
+    text = page.read_text("utf-8")
+    options = '<span class="option">--threshold 0.4</span> <span class="option">--min-area-um2 10<'
+    assert text.count(options) == 1 + len(fields)  # in the table, and below a panel of each field
+    assert Page.of(page).text.count("--model default --threshold 0.4") == 1 + len(fields)
 
 
 def test_too_many_settings_are_refused() -> None:
