@@ -40,6 +40,7 @@ class ImageSummary:
     is_unrecorded: bool
     otherwise: int
     locked: int
+    foreign: int
     image_type: str | None
     runs: tuple[Run, ...]
     filters: tuple[tuple[float, tuple[str, ...], bool], ...]

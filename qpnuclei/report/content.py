@@ -112,6 +112,8 @@ class ImageContent:
         Number of nuclei that have another class than the thresholds of `written_by` give.
     locked : int
         Number of nuclei of runs that a user has locked.
+    foreign : int
+        Number of counted nuclei that are detections of other programs.
     """
 
     entry: ImageEntry
@@ -135,6 +137,7 @@ class ImageContent:
     has_positive: bool = False
     otherwise: int = 0
     locked: int = 0
+    foreign: int = 0
     problem: str = ""
 
     @property
@@ -263,6 +266,7 @@ def image_content(
         has_positive=bool(nuclei.positive.any()),
         otherwise=_classified_otherwise(image.objects.detections, nuclei.rows, run),
         locked=_locked(image.objects.detections, nuclei.rows),
+        foreign=int(np.count_nonzero(~image.objects.detections.ours[nuclei.rows])),
         problem="; ".join(error.what for error in problems),
         **pictures,
     )

@@ -42,6 +42,7 @@ def methods(
     *,
     otherwise: int,
     locked: int,
+    foreign: int,
     filters: Mapping[tuple[float, tuple[str, ...], bool], int],
     counts_all: Collection[bool],
 ) -> tuple[str, list[str]]:
@@ -66,6 +67,8 @@ def methods(
         Number of nuclei that have another class than the thresholds of these runs give.
     locked : int
         Number of nuclei that a user has locked.
+    foreign : int
+        Number of counted nuclei that are detections of other programs.
     filters : mapping of (float, tuple of str, bool) to int
         Number of images from which less certain nuclei were removed, for each least certainty, the
         classes of annotations in which they were (none: everywhere), and whether a run followed.
@@ -111,6 +114,10 @@ def methods(
             f"Nuclei of {number_of(unrecorded, 'image', grouped=True)} were segmented by a run "
             "of qpnuclei whose record is missing: name its model."
         )
+    if (runs or unrecorded) and foreign:
+        are = "is a detection" if foreign == 1 else "are detections"
+        counted = number_of(foreign, "counted nucleus", "counted nuclei", grouped=True)
+        sentences.append(f"{counted} {are} of other programs.")
     if not runs:
         sentences.append(
             f"Detections in a QuPath project {cite(_QUPATH)} were counted with qpnuclei "

@@ -271,6 +271,7 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> ImageSummary:
         is_unrecorded=content.is_unrecorded,
         otherwise=content.otherwise,
         locked=content.locked,
+        foreign=content.foreign,
         image_type=content.entry.image_type,
         runs=content.runs,
         filters=content.filters,
@@ -287,6 +288,7 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
     cores = len(rows) - len(annotations)
     otherwise = sum(image.otherwise for image in shown)
     locked = sum(image.locked for image in shown)
+    foreign = sum(image.foreign for image in shown)
     used = [(run, {i for i, image in enumerate(shown) if run in image.runs}) for run in runs]
     filters = Counter(one for image in shown for one in image.filters)
     counts_all = {image.counts_all for image in shown if image.row["nuclei"] is not None}
@@ -300,6 +302,7 @@ def _methods(shown: Sequence[ImageSummary], runs: Sequence[Run]) -> dict[str, An
         stained,
         otherwise=otherwise,
         locked=locked,
+        foreign=foreign,
         filters=filters,
         counts_all=counts_all,
     )

@@ -317,6 +317,7 @@ def paragraph(
     *,
     otherwise: int = 0,
     locked: int = 0,
+    foreign: int = 0,
     counts_all: Collection[bool] = (False,),
 ) -> str:
     """Return the methods paragraph of images that no filter has changed."""
@@ -330,6 +331,7 @@ def paragraph(
         stained=False,
         otherwise=otherwise,
         locked=locked,
+        foreign=foreign,
         filters={},
         counts_all=counts_all,
     )
@@ -351,6 +353,44 @@ def test_the_methods_name_stains_and_say_nothing_twice(tmp_path: Path) -> None:
     assert "The thresholds do not hold for 12,345 nuclei, whose classes" in text
     text = paragraph(runs[:2], types, 8)
     assert text.startswith("Nuclei were segmented with")
+
+
+def test_the_methods_say_how_many_nuclei_are_of_other_programs(made: Made, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run.json", {"models": [{"name": "a"}]})
+    assert "1 counted nucleus is a detection of other" in paragraph([(run, {0})], {}, foreign=1)
+    assert "1,000 counted nuclei are" in paragraph([(run, {0})], {}, foreign=1000)
+    # Without runs, all are, and another sentence says so.
+    assert "other programs" not in paragraph([], {}, foreign=5)
+
+    folder = Path(shutil.copytree(made.project.path.parent, tmp_path / "project"))
+    (entry,) = open_project(folder).images
+    before = count_project(open_project(folder), [entry])
+    inside = next(a.area for a in entry.read().annotations if a.is_area).representative_point()
+    x, y = inside.x, inside.y
+    features = [
+        {
+            "type": "Feature",
+            "geometry": shapely.geometry.mapping(shapely.box(left, top, left + 9, top + 9)),
+            "properties": {"objectType": "detection", "classification": {"name": name}},
+        }
+        for left, top, name in (
+            (x, y, "Nucleus"),
+            (x - 20, y, "Nucleus"),
+            (x + 20, y, "Vessel"),  # no nucleus
+            (-50, -50, "Nucleus"),  # outside of the analysed area
+        )
+    ]
+    source = tmp_path / "others.geojson"
+    source.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    code, _, error = call("geojson", "import", folder, source, "--image", entry.name)
+    assert code == 0, error
+    project = open_project(folder)
+    after = count_project(project, project.images)
+    assert sum(row["nuclei"] or 0 for row in after) > sum(row["nuclei"] or 0 for row in before)
+    qpnuclei.write_report(folder, tmp_path / "page.html")
+    said = "2 counted nuclei are detections of other programs."
+    assert said in " ".join(Page.of(tmp_path / "page.html").text.split())
+    assert "of other programs." not in made.page.text
 
 
 def test_the_methods_say_every_setting_that_is_not_the_default() -> None:
