@@ -22,7 +22,7 @@ from qpnuclei.errors import QpnucleiError, standing_alone
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.options import RunOptions
-    from qpnuclei.pipeline.summary import Failure
+    from qpnuclei.pipeline.summary import RunSummary
     from qpnuclei.qupath.model import ImageEntry, Project
     from qpnuclei.qupath.pixel_size import AskedMpp
     from qpnuclei.qupath.results_folder import ResultsFolder
@@ -115,7 +115,7 @@ def _run_held(
         summary = analyse(opened, entries, options, given, extend=True)
         # First the files: standard output may fail, for example if its reader has gone. Of two
         # runs, the second writes them last, with the images of both.
-        files = _write_results(folder, opened, given, summary.failures, unread)
+        files = _write_results(folder, opened, given, summary, unread)
     content = print_summary(summary, given["json"], None)
     _print_results(files, opened)
     print_unreadable([slide["slide"] for slide in unread], len(inputs.slides))
@@ -190,15 +190,15 @@ def _write_results(
     folder: ResultsFolder,
     project: Project,
     given: dict[str, Any],
-    failures: Sequence[Failure],
+    summary: RunSummary,
     unread: Sequence[Mapping[str, Any]],
 ) -> dict[str, str | None]:
     """Write the table of counts and the report of all images; return their paths.
 
     Parameters
     ----------
-    failures : sequence of Failure
-        Failures of the run. An image among them is not reported again.
+    summary : RunSummary
+        Of the run. Its failures are not reported again; the table names them as those of `unread`.
     unread : sequence of mapping
         New slides that cannot be read. They are not in the project, but in the table and report.
     """
@@ -218,7 +218,9 @@ def _write_results(
         for slide in unread
         if (name := Path(slide["slide"]).name) not in names
     ]
-    reported = {(failure.entry, failure.error.what) for failure in failures}
+    failures = {failure.entry: failure.error for failure in summary.failures}
+    reasons = summary.nothing_to_do | {entry: error.what for entry, error in failures.items()}
+    reported = {(entry, error.what) for entry, error in failures.items()}
     uncounted: set[str] = set()
 
     def fail(error: QpnucleiError) -> None:
@@ -241,8 +243,11 @@ def _write_results(
             "image" if given["tissue"] else "annotation",
             roi_classes=given["roi"],
             failed=uncountable,
-            warned={f.entry for f in failures if isinstance(f.error, MppError)},
+            warned={entry for entry, error in failures.items() if isinstance(error, MppError)},
         )
+        for row in rows:
+            if row["status"] == Status.NOT_ANALYSED and row["check"] is None:
+                row["check"] = reasons.get(row["image_id"])
         if given["tissue"]:
             rows += [
                 {"image": name, "type": "image", "status": str(Status.NOT_ANALYSED), "check": error}

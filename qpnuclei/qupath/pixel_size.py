@@ -142,7 +142,8 @@ def pixel_size(
     (mpp_x, mpp_y) : tuple of float
         µm per level-0 px.
     source : str
-        ``"--mpp"``, ``"--mpp-table"``, ``"an earlier run"``, ``"project"`` or ``"slide"``.
+        ``"--mpp"``, ``"--mpp or --mpp-table"`` (of one image), ``"an earlier run"``, ``"project"``
+        or ``"slide"``.
 
     Raises
     ------
@@ -152,7 +153,7 @@ def pixel_size(
     name = f"image {entry.name}"
     given = asked.by_id.get(entry.id)
     if given is not None:
-        return resolve_mpp(given, entry.calibration, None, name)[0], "--mpp-table"
+        return resolve_mpp(given, entry.calibration, None, name)[0], "--mpp or --mpp-table"
     if asked.mpp is not None and not asked.only_missing:
         slide = None if slide_mpp is None else slide_mpp()
         return resolve_mpp(asked.mpp, entry.calibration, slide, name)
@@ -173,8 +174,9 @@ def pixel_size(
             return resolve_mpp(asked.mpp, None, None, name)
         raise MppError(
             error.what,
-            f"give run and export {image_option(entry)} --mpp 0.5, in µm per level-0 pixel (40x "
-            "scans have about 0.25, 20x about 0.5), or those of many images with --mpp-table",
+            f"add {image_option(entry)} --mpp 0.5, in µm per level-0 pixel (40x scans have about "
+            "0.25, 20x about 0.5), to this command and to later ones; for many images, run and "
+            "export have --mpp-table",
         ) from None
     if asked.mpp is not None and not agree(own, (asked.mpp, asked.mpp)):
         _log.warning(

@@ -190,12 +190,12 @@ class _Nuclei:
 
     @property
     def sizes(self) -> Floats | None:
-        """Areas in µm²; computed from the outline of nuclei without this measurement."""
+        """Areas in µm² where they were measured, as in the tables; if none was, of the outlines."""
         measured = self.first_of(_SIZE)
-        if self.mpp is None or not len(self.geometries):
+        if measured is not None or self.mpp is None or not len(self.geometries):
             return measured
         computed: Floats = shapely.area(self.geometries) * self.mpp[0] * self.mpp[1]
-        return computed if measured is None else np.where(np.isfinite(measured), measured, computed)
+        return computed
 
 
 def image_content(

@@ -33,6 +33,7 @@ _PANEL_PX, _GAP_PX = 384, 8
 #: Left and right of the text above a panel, and below it, in px.
 _MARGIN_PX = 4
 _NUCLEUS: Colour = (0, 229, 255)
+_NOT_COMPUTED: Colour = (215, 215, 215)
 
 
 def options_of(setting: Setting, settings: Sequence[Setting]) -> list[str]:
@@ -106,11 +107,11 @@ def write_preview(
 
 
 def picture_of(fields: Sequence[Field], settings: Sequence[Setting]) -> RGB:
-    """Draw all fields in one picture, one per row: tissue, certainty, then each setting."""
+    """Draw all fields in one picture, one per row: tissue, attention, then each setting."""
     models = [
         m for m in dict.fromkeys(c.model for c in settings) if any(m in f.certainty for f in fields)
     ]
-    heads = [["tissue"], *(["certainty", *[m] * (len(models) > 1)] for m in models)]
+    heads = [["tissue"], *(["attention", *[m] * (len(models) > 1)] for m in models)]
     options = [parts_of(setting, settings) for setting in settings]
     rows = [
         _row(field, number, models, heads, options) for number, field in enumerate(fields, start=1)
@@ -200,7 +201,9 @@ def _shown(field: Field, models: Sequence[str]) -> dict[str, object]:
 def _coloured(certainty: npt.NDArray[np.float32]) -> RGB:
     colours = viridis(np.linspace(0, 1, 256))
     known = np.nan_to_num(certainty, nan=0.0)
-    return np.asarray(colours[np.rint(known * 255).astype(np.uint8)], np.uint8)
+    made = np.asarray(colours[np.rint(known * 255).astype(np.uint8)], np.uint8)
+    made[np.isnan(certainty)] = _NOT_COMPUTED  # beyond the tiles of the annotation
+    return made
 
 
 def _map(field: Field, model: str) -> RGB:

@@ -9,14 +9,25 @@ from pathlib import Path
 from qpnuclei.errors import NotFoundError, QpnucleiError, UsageError, number_of
 from qpnuclei.slides.dicom import series_of
 from qpnuclei.slides.pixels import is_picture
-from qpnuclei.slides.readers import UNSUPPORTED, check_regular_file
+from qpnuclei.slides.readers import UNSUPPORTED, check_regular_file, is_zarr
 from qpnuclei.system.files import one_spelling_each, resolved
 from qpnuclei.system.patterns import files_matching, has_wildcards
 
 _log = logging.getLogger(__name__)
 
-_TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".scn", ".ndpi")
-_PLAIN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
+_TIFF_SUFFIXES = (
+    ".btf",
+    ".gtif",
+    ".ndpi",
+    ".qptiff",
+    ".scn",
+    ".svs",
+    ".tf2",
+    ".tf8",
+    ".tif",
+    ".tiff",
+)
+_PLAIN_SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png")
 _OTHER_SUFFIXES = (".bif", ".czi", ".dcm", ".mrxs", ".svslide", ".vms", ".vmu")
 
 #: Suffixes of slides: other files of a folder are ignored.
@@ -37,7 +48,7 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
     Raises
     ------
     qpnuclei.errors.NotFoundError
-        If there is no such file or folder, or a pattern matches no file.
+        If there is no such file or folder, or a pattern matches no slide.
     qpnuclei.errors.UsageError
         If a folder contains no slide, or only pictures that qpnuclei made are named.
     """
@@ -60,7 +71,12 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
             matching = files_matching(path)
             if not matching:
                 raise NotFoundError(f"no file matches {path}", "check the pattern")
-            found += [match for match in matching if match.is_file()]
+            named = [match for match in matching if match.is_file() or is_zarr(match)]
+            if not named:
+                raise NotFoundError(
+                    f"{path} matches only folders", f'name their slides: "{path / "*.svs"}"'
+                )
+            found += named
     slides = [path for path in found if path in without_pictures or not is_picture(path)]
     pictures = set(found) - set(slides)
     if pictures and not slides:
@@ -78,7 +94,7 @@ def slides_in(folder: Path) -> list[Path]:
     formats that no reader knows are left out with a warning.
     """
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    unread = [path.name for path in files if path.suffix.lower() in UNSUPPORTED]
+    unread = [path.name for path in files if path.suffix.lower() in UNSUPPORTED or is_zarr(path)]
     if unread:
         _log.warning(
             "%s: left out %s in formats that cannot be read: %s%s",

@@ -451,13 +451,18 @@ def test_the_doubts_of_nuclei_that_stay_are_told_as_in_export(
     assert dict(zip(names, (r["check"] for r in result["regions"]), strict=True)) == checks
 
 
+def project_with_pen(folder: Path, end: int) -> Path:
+    """Make a project of 160 x 160 px of glass at 1 µm/px, with ink from 32 to `end` px."""
+    rgb = np.full((160, 160, 3), 243, np.uint8)
+    rgb[32:end, 32:end] = (50, 90, 170)
+    Image.fromarray(rgb).save(folder / "slide.png")
+    return create_project(folder / "project", [folder / "slide.png"], mpp=1.0).path
+
+
 def test_an_annotation_that_artefacts_cover_is_not_analysed_any_more(
     qpnuclei: Call, tmp_path: Path
 ) -> None:
-    rgb = np.full((160, 160, 3), 243, np.uint8)
-    rgb[32:128, 32:128] = (50, 90, 170)  # a pen
-    Image.fromarray(rgb).save(tmp_path / "slide.png")
-    project = create_project(tmp_path / "project", [tmp_path / "slide.png"], mpp=1.0).path
+    project = project_with_pen(tmp_path, 128)
     annotate(project, shapely.box(50, 50, 110, 110), 1, "Tumor")
     assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
     assert one(qpnuclei, project, "A1")["status"] == "analysed"
@@ -469,10 +474,7 @@ def test_an_annotation_that_artefacts_cover_is_not_analysed_any_more(
 def test_artefacts_beside_all_annotations_are_not_analysed_any_more(
     qpnuclei: Call, tmp_path: Path
 ) -> None:
-    rgb = np.full((160, 160, 3), 243, np.uint8)
-    rgb[32:96, 32:96] = (50, 90, 170)  # a pen
-    Image.fromarray(rgb).save(tmp_path / "slide.png")
-    project = create_project(tmp_path / "project", [tmp_path / "slide.png"], mpp=1.0).path
+    project = project_with_pen(tmp_path, 96)
     annotate(project, shapely.box(40, 40, 90, 90), 1, "Tumor")
     assert qpnuclei("run", project, *TUMOR, *RUN).exit_code == 0
     reshape(image_of(project), UUID(int=1), shapely.box(120, 120, 150, 150))

@@ -97,6 +97,28 @@ def test_slides_in_results_out_and_the_same_command_adds_new_ones(
     assert json.loads((results / "project.qpproj.backup").read_text())["lastID"] == 2
 
 
+def test_a_slide_without_a_count_has_the_reason_in_the_table(
+    slides: Path, tmp_path: Path, qpnuclei: Call
+) -> None:
+    table = tmp_path / "sizes.csv"
+    table.write_text("image,mpp\na.bmp,0.25\nglass.png,0.25\n")
+    Image.new("RGB", (200, 200), "white").save(slides / "glass.png")
+    (slides / "broken.tif").write_bytes(b"II*\0")
+    results = tmp_path / "results"
+    done = qpnuclei("run", slides, "-o", results, "--mpp-table", table, *RUN, "--no-report")
+    assert done.exit_code == 1
+    with (results / "counts.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = {row["image"]: row for row in csv.DictReader(stream)}
+    assert {name for name, row in rows.items() if row["status"] == "analysed"} == {"a.bmp"}
+    assert "has no pixel size" in rows["b.png"]["check"]
+    assert "no tissue" in rows["glass.png"]["check"]
+    assert "broken.tif" in rows["broken.tif"]["check"]
+    # The pixel size of one image, given later, was not given by a table.
+    again = qpnuclei("run", slides / "b.png", "-o", results, "--mpp", "0.25", *RUN, "--json")
+    (image,) = [i for i in json.loads(again.stdout)["images"] if i["name"] == "b.png"]
+    assert image["mpp_source"] == "--mpp or --mpp-table"
+
+
 def test_slides_that_were_moved_are_not_counted_twice(
     slides: Path, tmp_path: Path, qpnuclei: Call
 ) -> None:

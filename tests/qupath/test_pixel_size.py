@@ -73,8 +73,8 @@ def test_order_of_precedence() -> None:
     assert found(entry(), slide=0.25) == (0.25, "slide")
     assert found(entry(0.5), asked=AskedMpp(0.3), slide=0.25) == (0.3, "--mpp")
     table = AskedMpp(0.3, by_id={"1": 0.4, "2": 0.6})
-    assert found(entry(0.5), asked=table) == (0.4, "--mpp-table")
-    assert found(entry(0.5, "b.svs", "2"), asked=table) == (0.6, "--mpp-table")
+    assert found(entry(0.5), asked=table) == (0.4, "--mpp or --mpp-table")
+    assert found(entry(0.5, "b.svs", "2"), asked=table) == (0.6, "--mpp or --mpp-table")
     assert found(entry(0.5, "c.svs", "3"), asked=table) == (0.3, "--mpp")
 
 
@@ -145,7 +145,7 @@ def test_mpp_for_all_images_keeps_valid_pixel_sizes(caplog: pytest.LogCaptureFix
 def test_the_hint_names_the_image(image: Any) -> None:
     with pytest.raises(MppError) as caught:
         found(image)
-    assert "run and export --image a.svs --mpp 0.5" in caught.value.hint
+    assert "add --image a.svs --mpp 0.5, in µm" in caught.value.hint
     assert "--mpp-table" in caught.value.hint
 
 

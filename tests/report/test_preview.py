@@ -28,9 +28,10 @@ from qpnuclei.pipeline.selection import Selection
 from qpnuclei.qupath.create import create_from_slides
 from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.native import open_project
+from qpnuclei.report.density import viridis
 from qpnuclei.report.drawing import wrapped
 from qpnuclei.report.preview import Field, Setting, preview_project, settings_of
-from qpnuclei.report.preview_page import picture_of, write_preview
+from qpnuclei.report.preview_page import _coloured, picture_of, write_preview
 from qpnuclei.slides.files import slides_in
 from qpnuclei.slides.stains import DEFAULT_H_DAB, DEFAULT_HE, Stains
 from tests.cli.conftest import tree
@@ -209,6 +210,12 @@ def test_images_that_cannot_be_analysed_are_named_and_the_others_previewed(tmp_p
     # None can be analysed.
     slides[0].unlink()
     assert isinstance(call("preview", project.path, *one)[2], QpnucleiError)
+
+
+def test_what_was_not_computed_is_not_shown_as_zero() -> None:
+    unknown, nothing = _coloured(np.array([[np.nan, 0.0]], np.float32))[0]
+    assert unknown.tolist() == [215, 215, 215]
+    assert nothing.tolist() == viridis(np.array([0.0]))[0].tolist()
 
 
 def test_one_nucleus_is_singular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import NotFoundError, UsageError
 from qpnuclei.slides import dicom, pixels
 from qpnuclei.slides.files import SLIDE_SUFFIXES, find_slides, one_per_slide, slide_of_each
 from qpnuclei.slides.fingerprint import slide_fingerprint
@@ -39,11 +41,30 @@ def test_slides_in_formats_that_cannot_be_read_are_named(
     Image.new("RGB", (8, 6), (200, 150, 180)).save(tmp_path / "a.png")
     for name in ("b.VSI", "c.isyntax", "._d.kfb", "notes.txt"):
         (tmp_path / name).touch()
+    for name in ("e.ome.zarr", "of no format.zarr"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "e.ome.zarr" / ".zattrs").touch()
     assert [path.name for path in find_slides([tmp_path])] == ["a.png"]
     (warning,) = caplog.messages
     assert warning == (
-        f"{tmp_path}: left out 2 files in formats that cannot be read: b.VSI, c.isyntax"
+        f"{tmp_path}: left out 3 files in formats that cannot be read: b.VSI, c.isyntax, e.ome.zarr"
     )
+    # A pattern names it as its path does; other folders are no slides.
+    assert find_slides([tmp_path / "*.zarr"]) == [tmp_path / "e.ome.zarr"]
+    with pytest.raises(NotFoundError, match=r"of\* matches only folders"):
+        find_slides([tmp_path / "of*"])
+
+
+def test_a_folder_has_the_files_that_can_be_opened_alone(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((16, 16, 3), 200, np.uint8), photometric="rgb")
+    Image.new("RGB", (8, 6), "white").save(tmp_path / "b.jpg")
+    for name in ("c.btf", "d.ome.btf", "e.qptiff", "f.gtif", "g.tf2", "h.tf8"):
+        shutil.copy(tmp_path / "a.tif", tmp_path / name)
+    for name in ("i.jpe", "j.jfif"):
+        shutil.copy(tmp_path / "b.jpg", tmp_path / name)
+    assert find_slides([tmp_path]) == sorted(tmp_path.iterdir())
+    for path in tmp_path.iterdir():
+        open_slide(path).close()
 
 
 def test_pictures_that_qpnuclei_made_are_no_slides(

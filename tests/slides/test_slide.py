@@ -278,6 +278,22 @@ def test_jpeg_and_bmp(tmp_path):
         assert slide.mpp is None  # a printer's resolution
 
 
+@pytest.mark.parametrize(
+    ("unit", "um"),
+    [("pm", 1e-6), ("Å", 1e-4), ("nm", 1e-3), ("mm", 1e3), ("in", 25_400), ("ft", 304_800)]
+    + [(unit, None) for unit in ("Mm", "Pm", "km", "li", "pixel")],
+)
+def test_every_length_unit_of_ome_is_read_or_the_pixel_size_unknown(tmp_path, unit, um):
+    path = tmp_path / "x.ome.tif"
+    size = 0.5 / (um or 1)
+    sizes = {f"PhysicalSize{axis}": size for axis in "XY"}
+    units = {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
+    metadata = {"axes": "YXS", **sizes, **units}
+    tifffile.imwrite(path, picture(64, 48), photometric="rgb", metadata=metadata)
+    with open_slide(path) as slide:
+        assert slide.mpp == (None if um is None else pytest.approx((0.5, 0.5)))
+
+
 def test_pixel_size_of_ome_imagej_and_aperio(tmp_path):
     pixels = picture(64, 48)
     tifffile.imwrite(

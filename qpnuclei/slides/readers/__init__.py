@@ -29,7 +29,7 @@ from qpnuclei.slides.readers import openslide, plain, tiff
 from qpnuclei.slides.readers.reader import CONVERT, SlideReader, needing_packages, reading
 from qpnuclei.system.files import unreadable
 
-__all__ = ["UNSUPPORTED", "check_no_zarr", "check_regular_file", "open_reader"]
+__all__ = ["UNSUPPORTED", "check_no_zarr", "check_regular_file", "is_zarr", "open_reader"]
 
 #: Files of which a folder has at least one if it is a Zarr image.
 _OF_ZARR = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
@@ -92,8 +92,13 @@ def check_no_zarr(folder: Path) -> None:
     ------
     qpnuclei.errors.SlideError
     """
-    if folder.suffix.lower() == ".zarr" and any((folder / name).exists() for name in _OF_ZARR):
+    if is_zarr(folder):
         raise SlideError(f"{folder} is a Zarr image, which is not supported", CONVERT)
+
+
+def is_zarr(path: Path) -> bool:
+    """Tell whether a path is that of the folder of a Zarr image."""
+    return path.suffix.lower() == ".zarr" and any((path / name).exists() for name in _OF_ZARR)
 
 
 def check_regular_file(path: Path) -> None:

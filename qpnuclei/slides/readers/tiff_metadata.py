@@ -257,8 +257,10 @@ def _aperio_properties(description: str) -> dict[str, str]:
 
 def _micrometres(unit: str) -> float | None:
     """Return µm per unit; None for an unknown unit."""
-    unit = unit.replace("\\u00B5", _MICRO_SIGN).replace("\\u00b5", _MICRO_SIGN)
-    return _MICROMETRES.get(unit.strip().lower().replace(_GREEK_MU, _MICRO_SIGN))
+    unit = unit.replace("\\u00B5", _MICRO_SIGN).replace("\\u00b5", _MICRO_SIGN).strip()
+    if unit in ("Mm", "Pm"):  # in OME-XML megametre and petametre, not mm and pm
+        return None
+    return _MICROMETRES.get(unit.lower().replace(_GREEK_MU, _MICRO_SIGN))
 
 
 def _pixel_size(page: Any, unit_um: float) -> tuple[float, float] | None:
