@@ -146,26 +146,21 @@ def without_moved(
     (list of NewImage, list of (Path, SlideError))
         The new slides, and the files of the others, each with the reason.
     """
-    kept, moved = [], []
-    for image in new:
-        entry = _missing_twin(image, images)
-        if entry is None:
-            kept.append(image)
-        else:
-            moved.append((image.path, _may_be_moved(image.path, entry)))
-    return kept, moved
-
-
-def _missing_twin(new: NewImage, images: Sequence[ImageEntry]) -> ImageEntry | None:
-    """Return an image with the file name and size of a new slide whose own file is missing."""
-    size = new.levels[0].width, new.levels[0].height
+    missing: dict[tuple[str, int | None, int | None], ImageEntry] = {}
     for entry in images:
         server = entry.server
-        if server.uris and (server.width, server.height) == size and entry.path is None:
+        if server.uris and entry.path is None:
             with suppress(SlideError):  # no file
-                if nfc(parse_file_uri(server.uris[0]).name) == nfc(new.path.name):
-                    return entry
-    return None
+                name = nfc(parse_file_uri(server.uris[0]).name)
+                missing[name, server.width, server.height] = entry
+    kept, moved = [], []
+    for image in new:
+        twin = missing.get((nfc(image.path.name), image.levels[0].width, image.levels[0].height))
+        if twin is None:
+            kept.append(image)
+        else:
+            moved.append((image.path, _may_be_moved(image.path, twin)))
+    return kept, moved
 
 
 def _may_be_moved(slide: Path, entry: ImageEntry) -> SlideError:
