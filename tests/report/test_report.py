@@ -389,8 +389,14 @@ def test_the_methods_say_how_many_nuclei_are_of_other_programs(made: Made, tmp_p
     assert sum(row["nuclei"] or 0 for row in after) > sum(row["nuclei"] or 0 for row in before)
     qpnuclei.write_report(folder, tmp_path / "page.html")
     said = "2 counted nuclei are detections of other programs."
-    assert said in " ".join(Page.of(tmp_path / "page.html").text.split())
+    text = " ".join(Page.of(tmp_path / "page.html").text.split())
+    assert said in text
     assert "of other programs." not in made.page.text
+    # They have no measurements: the histogram has the nuclei of the tables.
+    (of_image,) = count_project(project, project.images, "image")
+    (shown,) = re.findall(r"Size in µm² median ([\d.]+)", text)
+    assert shown == f"{of_image['Area µm^2 (median)']:.3g}"
+    assert shown in " ".join(made.page.text.split()).split("Size in µm² median ")[1][:9]
 
 
 def test_the_methods_say_every_setting_that_is_not_the_default() -> None:
