@@ -284,7 +284,7 @@ def test_positive_nuclei_are_counted_and_drawn_apart(
 
 
 def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
-    # Nuclei of cells have names of their own; 3 of 4 are measured, and the last is 2 x 2 px.
+    # Nuclei of cells have names of their own; 3 of 4 are measured.
     squares = shapely.box(0, 0, [1, 1, 1, 2], [1, 1, 1, 2])
     unknown = np.nan
     measured = {
@@ -296,7 +296,10 @@ def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
         np.arange(4), squares, nowhere, measured, np.zeros(4, bool), shapely.Point(), (0.5, 0.5)
     )
     assert nuclei.sizes is not None
-    assert nuclei.sizes.tolist() == [10, 30, 50, 1]
+    np.testing.assert_array_equal(nuclei.sizes, [10, 30, 50, unknown])  # as the tables
+    unmeasured = replace(nuclei, measurements={})
+    assert unmeasured.sizes is not None
+    assert unmeasured.sizes.tolist() == [0.25, 0.25, 0.25, 1]  # 1 x 1 and 2 x 2 px of 0.5 µm
     assert nuclei.first_of(("DAB: Mean",)) is None
     size, of_cells = "Area µm^2 (median)", "Nucleus: Area µm^2 (median)"
     stain, stain_of_cells = "Hematoxylin: Mean (mean)", "Nucleus: Hematoxylin: Mean (mean)"
