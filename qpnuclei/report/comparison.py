@@ -34,6 +34,7 @@ class ImageSummary:
     row: Row
     rows: list[Row]
     class_rows: list[Row]
+    drawn_nuclei: int
     doubts: list[str]
     counts_all: bool
     stained: bool
@@ -66,6 +67,7 @@ def comparison(shown: Sequence[ImageSummary]) -> dict[str, Any]:
             "nuclei": sum(image.row["nuclei"] or 0 for image in shown),
             "rows": len(compared),
             "ignored": len(rows) - len(compared),
+            "drawn_nuclei": sum(image.drawn_nuclei for image in shown),
             "annotations": len(annotations),
             "cores": len(rows) - len(annotations),
             "mm2": sum(numbers(analysed)),

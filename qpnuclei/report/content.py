@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.choices import CERTAINTY
+from qpnuclei.choices import CERTAINTY, NUCLEUS_CLASS
 from qpnuclei.errors import QpnucleiError, number_of, standing_alone
 from qpnuclei.measure.shape import AREA
 from qpnuclei.pipeline.positivity import grades_of
@@ -21,7 +23,7 @@ from qpnuclei.qupath.counted_image import CountedImage, analysed_area, counted_i
 from qpnuclei.qupath.counts import Row, count_objects
 from qpnuclei.qupath.filters import filters_of
 from qpnuclei.qupath.images import open_image
-from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.report.density import density_map, viridis_steps
 from qpnuclei.report.histogram import Histogram, histogram
@@ -90,7 +92,10 @@ class ImageContent:
     Parameters
     ----------
     rows, class_rows : list of dict
-        Counts of annotations and classes, from `qpnuclei.qupath.counts.count_objects`.
+        Counts of annotations and classes, from `qpnuclei.qupath.counts.count_objects`, without
+        drawn nuclei.
+    drawn_nuclei : int
+        Number of nuclei that a user drew as annotations (see docs/corrections.md).
     row : dict
         Counts of the whole image.
     classes : frozenset of str or None
@@ -120,6 +125,7 @@ class ImageContent:
     number: int
     rows: list[Row]
     class_rows: list[Row]
+    drawn_nuclei: int
     row: Row
     mpp: tuple[float, float] | None
     written_by: Run | None
@@ -232,16 +238,22 @@ def image_content(
         grouping: count_objects(image, grouping, nucleus_classes=nucleus_classes)
         for grouping in ("annotation", "class", "image")
     }
+    annotations = (*image.objects.cores, *image.objects.annotations)
+    analysed = {area.id for area in record.areas}
+    is_shown = [not _is_drawn_nucleus(annotation, analysed) for annotation in annotations]
+    shown = list(compress(annotations, is_shown))
+    names = {annotation.class_name for annotation in shown}
     nuclei = _nuclei(image, nucleus_classes)
     pictures: dict[str, Any] = {}
     problems: list[QpnucleiError] = []
     with standing_alone(f"image {entry.name}", problems.append), open_image(entry) as slide:
-        pictures = _pictures(slide, image, nuclei, run, of_run, colours)
+        pictures = _pictures(slide, image, shown, nuclei, run, of_run, colours)
     return ImageContent(
         entry=entry,
         number=number,
-        rows=by["annotation"],
-        class_rows=by["class"],
+        rows=list(compress(by["annotation"], is_shown)),
+        class_rows=[row for row in by["class"] if row["class"] in names],
+        drawn_nuclei=is_shown.count(False),
         row=by["image"][0],
         mpp=image.mpp,
         written_by=run,
@@ -270,6 +282,14 @@ def image_content(
         problem="; ".join(error.what for error in problems),
         **pictures,
     )
+
+
+def _is_drawn_nucleus(annotation: Annotation, analysed: Collection[UUID | None]) -> bool:
+    """Tell whether an annotation is a nucleus that a user drew: of its class, and no ROI of a run.
+
+    A box has hundreds: among their rows and outlines, nothing else would be seen.
+    """
+    return annotation.class_name == NUCLEUS_CLASS and annotation.id not in analysed
 
 
 def _classes_of_others(image: CountedImage) -> tuple[str, ...] | None:
@@ -324,12 +344,13 @@ def _classified_otherwise(
 def _pictures(
     slide: Slide,
     image: CountedImage,
+    shown: Sequence[Annotation],
     nuclei: _Nuclei,
     run: Run | None,
     of_run: RunOfImage | None,
     colours: dict[str | None, str],
 ) -> dict[str, Any]:
-    made: dict[str, Any] = {"whole": _whole(slide, image.objects, nuclei.mpp, colours)}
+    made: dict[str, Any] = {"whole": _whole(slide, shown, nuclei.mpp, colours)}
     if nuclei.mpp is not None and len(nuclei.centroids):
         density = density_map(nuclei.centroids, nuclei.area, nuclei.mpp)
         if density is not None:
@@ -379,12 +400,11 @@ def _seams(
 
 def _whole(
     slide: Slide,
-    objects: ImageObjects,
+    annotations: Sequence[Annotation],
     mpp: tuple[float, float] | None,
     colours: dict[str | None, str],
 ) -> Picture:
-    """Draw the annotations and TMA cores on the whole image."""
-    annotations = (*objects.cores, *objects.annotations)
+    """Draw annotations and TMA cores on the whole image."""
     rgb = slide.thumbnail(*_WHOLE_PX)
     height, width = rgb.shape[:2]
     scale = width / slide.width, height / slide.height

@@ -265,6 +265,7 @@ def _kept(content: ImageContent, link: str, counts_all: bool) -> ImageSummary:
         row=content.row,
         rows=content.rows,
         class_rows=content.class_rows,
+        drawn_nuclei=content.drawn_nuclei,
         doubts=content.doubts,
         counts_all=counts_all or content.others is not None,
         stained=any("aematoxylin" in histogram.title for histogram in content.histograms),

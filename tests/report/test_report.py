@@ -97,6 +97,31 @@ def test_ignored_annotations_are_not_compared_with_others(made: Made, tmp_path: 
     assert len(page.table("annotation", "uuid", "Solidity (SD)")) == 5
 
 
+def test_drawn_nuclei_are_no_areas_to_compare(made: Made, tmp_path: Path) -> None:
+    project = open_project(shutil.copytree(made.project.path.parent, tmp_path / "project"))
+    (image,) = project.images
+    drawn = [
+        NewAnnotation(shapely.box(x, 20, x + 9, 29), uuid4(), None, PathClass("Nucleus"))
+        for x in (20, 40)
+    ]
+    write_report(project, project.images, tmp_path / "before.html")
+    image.write(Edit(annotations=drawn), image.read().fingerprint)
+    write_report(project, project.images, tmp_path / "page.html")
+    before, page = (Page.of(tmp_path / f"{name}.html") for name in ("before", "page"))
+    assert "Not listed: 2 drawn nuclei (annotations of class Nucleus)." in page.text
+    for headings in (("annotation", "per mm²", "check"), ("annotation", "uuid"), ("class", "mm²")):
+        assert page.table(*headings) == before.table(*headings)
+    assert page.captions == before.captions
+    assert page.tags.count("path") == before.tags.count("path")
+    # Areas that a run was asked to analyse are shown, whatever their class.
+    options = RunOptions(Selection(("Nucleus",)))
+    qpnuclei.run(project.path, options)
+    write_report(project, project.images, tmp_path / "page.html")
+    page = Page.of(tmp_path / "page.html")
+    assert len(page.table("annotation", "per mm²", "check")) == 5
+    assert "Not listed" not in page.text
+
+
 def test_a_class_has_one_colour_in_all_images(tmp_path: Path) -> None:
     slides = [paint(tmp_path / name, (80, 80)) for name in ("a.png", "b.png")]
     project = create_from_slides(tmp_path / "project", slides, mpp=0.25)
