@@ -82,6 +82,11 @@ class BoxImage(AnnotatedImage):
     drawn: Geometries
     counts: npt.NDArray[np.bool_]
 
+    @property
+    def border(self) -> shapely.Geometry:
+        """The box, in px of the frame."""
+        return self.box
+
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return the frame as (H, W, 3) uint8 RGB, with the colours that a network sees in a run.
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import scipy.io
+import shapely
 import tifffile
 
 from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError, number_of
@@ -77,6 +78,11 @@ class AnnotatedImage:
     def counted(self, nuclei: NucleiTable) -> NucleiTable:
         """Return the found nuclei that are scored: here, all of them."""
         return nuclei
+
+    @property
+    def border(self) -> shapely.Geometry:
+        """The annotated area, in px of the image, if it is not all of it; empty if it is."""
+        return shapely.Polygon()
 
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return the image as (H, W, 3) uint8 RGB.

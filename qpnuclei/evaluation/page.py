@@ -20,16 +20,17 @@ from qpnuclei.evaluation.agreement import Agreement, Kind, classify
 from qpnuclei.evaluation.labelmap import label_map
 from qpnuclei.evaluation.report import COLUMNS, Report, format_score
 from qpnuclei.evaluation.scoring import ScoredImage
-from qpnuclei.report.pictures import PALETTE, embedded, path_data
+from qpnuclei.report.pictures import PALETTE, embedded, path_data, scale_bar
+from qpnuclei.report.pictures import outlines as area_outlines
 
 _BLUE, _VERMILION, _GREEN, _YELLOW, _SKY, _ORANGE, _ = PALETTE
 
 #: Errors stand out from found nuclei, with any kind of colour vision.
 COLOURS = {
-    Kind.FOUND: _SKY,
+    Kind.FOUND: _GREEN,
     Kind.MISSED: _BLUE,
     Kind.FALSE: _VERMILION,
-    Kind.SPLIT: _GREEN,
+    Kind.SPLIT: _SKY,
     Kind.MERGED: _YELLOW,
     Kind.INEXACT: _ORANGE,
 }
@@ -92,6 +93,8 @@ def _picture(result: ScoredImage) -> dict[str, object]:
         "width": width,
         "height": height,
         "url": _embedded(rgb),
+        "scale": scale_bar(width * result.mpp),
+        "border": area_outlines([result.image.border], (0, 0), (1, 1)),
         "paths": _paths(classify(true, label_map(result.nuclei.polygons(), true.shape))),
     }
 

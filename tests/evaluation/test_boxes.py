@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from pathlib import Path
 
@@ -227,7 +228,13 @@ def test_evaluate_a_project(tmp_path: Path) -> None:
     assert content["mean"]["recall"] > 0.9
     assert content["mean"]["AJI"] > 0.7
     assert any("centroid is in the box" in note for note in content["notes"])
-    assert output.with_suffix(".html").read_text().count("<figure") == 1
+    page = output.with_suffix(".html").read_text()
+    assert page.count("<figure") == 1
+    (border,) = re.findall(r'<path class="border" d="M([^"]+)z"', page)
+    first, steps = border.split("l")
+    corner, *others = np.array([*first.split(), *steps.split()], float).reshape(-1, 2)
+    drawn_box = shapely.Polygon(np.cumsum([corner, *others], axis=0))
+    assert drawn_box.equals(shapely.box(0, 0, half, rgb.shape[0]))
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5])

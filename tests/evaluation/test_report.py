@@ -133,6 +133,10 @@ def test_the_page_draws_every_nucleus_once_on_its_side(images: list[AnnotatedIma
 
     assert page.external == []  # it needs no other file
     assert page.figures == ["a"]
+    # The image has 0.25 µm/px.
+    (bar,) = re.findall(r'class="scale" style="width: ([\d.]+)%">(\d+) µm<', html)
+    width_um = images[0].read_image().shape[1] * 0.25
+    assert float(bar[0]) / 100 * width_um == pytest.approx(int(bar[1]), rel=1e-3)
     drawn = {p["class"]: p["d"].count("M") for p in page.paths}
     assert drawn == {"found": 8, "found annotated outlines": 8, "missed annotated": 8, "false": 1}
     assert {p["stroke"] for p in page.paths} == {
