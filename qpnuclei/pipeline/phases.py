@@ -225,7 +225,7 @@ def commit_run(
             with summary.noting_a_stop():
                 conduct.check_stop()
         summary.finish()
-        folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
+        folder.log("%s", summary.outcome)
         summary.save_somewhere()
     return summary
 

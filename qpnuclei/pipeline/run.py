@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from qpnuclei.errors import QpnucleiError, number_of, standing_alone
+from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.pipeline.commit.commit_image import ImageCommit
 from qpnuclei.pipeline.commit.same_image import check_still_same
 from qpnuclei.pipeline.folder import choose_folder
@@ -98,6 +98,6 @@ def analyse_project(
                         summary.device = commit.device or summary.device
                     summary.save_if_due()
             summary.finish()
-            folder.log("%s: %s", summary.state, number_of(summary.nuclei, "nucleus"))
+            folder.log("%s", summary.outcome)
             summary.save_somewhere()
     return summary

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from qpnuclei.errors import QpnucleiError, SaveError, TerminatedError
+from qpnuclei.errors import QpnucleiError, SaveError, TerminatedError, number_of
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.checked import as_json, checked
 from qpnuclei.system.files import (
@@ -265,6 +265,15 @@ class RunSummary:
     def nuclei(self) -> int:
         """Nuclei written in all the images."""
         return sum(image.nuclei for image in self.images)
+
+    @property
+    def outcome(self) -> str:
+        """The last line of the log: the state, how many images failed, and the nuclei."""
+        nuclei = number_of(self.nuclei, "nucleus")
+        if not self.failures:
+            return f"{self.state}: {nuclei}"
+        failed = number_of(len(self.failures), "image")
+        return f"{self.state}: {failed}; {nuclei} in {number_of(len(self.images), 'image')} done"
 
     @property
     def resumed(self) -> int:

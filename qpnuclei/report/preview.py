@@ -6,6 +6,7 @@ The preview finds nuclei as a run does, and a run with the same options finds th
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from qpnuclei.errors import QpnucleiError, SlideError, UsageError, standing_alone
+from qpnuclei.errors import QpnucleiError, SlideError, UsageError, number_of, standing_alone
 from qpnuclei.models.registry import network_for
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import find_nuclei, large_enough, reader_of
@@ -55,6 +56,8 @@ from qpnuclei.slides.stains import DEFAULT_HE
 from qpnuclei.system.timing import Stopwatch
 from qpnuclei.tiling.box import Box
 from qpnuclei.tiling.plan import TilePlan
+
+_log = logging.getLogger(__name__)
 
 #: Largest number of compared settings.
 MOST_SETTINGS = 12
@@ -231,6 +234,10 @@ def _preview(
     progress: Callable[[int, str], object],
 ) -> list[Field]:
     places = choose_places(candidates, n_fields)
+    if len(places) < n_fields:
+        _log.warning(
+            "only %s of %d: there is no room for more", number_of(len(places), "field"), n_fields
+        )
     made = [_field(place) for place in places]
     predictions = list(dict.fromkeys((setting.model, setting.threshold) for setting in settings))
     colours: dict[tuple[str, int], ReinhardStatistics | None] = {}

@@ -103,6 +103,8 @@ def test_phases_on_several_machines_are_one_run(tmp_path: Path) -> None:
     # What is missing is named, and nothing is written of that image.
     summary = qpnuclei.commit(machines[0])
     assert [image.name for image in summary.images] == ["0.tif"]
+    log = (machines[0] / "run.log").read_text().splitlines()
+    assert log[-1].endswith(f"failed: 1 image; {summary.nuclei} nuclei in 1 image done")
     (failure,) = summary.failures
     assert "missing: 4 of 4 units, the first is" in failure.error.what
     assert str(machines[0] / "shards" / "2-1.tif" / "00000-") in failure.error.what

@@ -218,12 +218,16 @@ def test_what_was_not_computed_is_not_shown_as_zero() -> None:
     assert nothing.tolist() == viridis(np.array([0.0]))[0].tolist()
 
 
-def test_one_nucleus_is_singular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_nucleus_in_one_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     paint(tmp_path / "a.png", (80, 80))
-    one = ("--fields", 1, "--threshold", "0.5", "--mpp", 0.25, "--device", "cpu", "--quiet")
+    one = ("--fields", 2, "--threshold", "0.5", "--mpp", 0.25, "--device", "cpu", "--quiet")
     code, said, _ = call("preview", "a.png", *one)
     assert (code, said.splitlines()[0]) == (0, "--threshold 0.5: 1 nucleus")
+    # Its 20 µm are one field.
+    assert caplog.messages == ["only 1 field of 2: there is no room for more"]
 
 
 def test_the_files_of_a_preview_are_beside_those_of_other_slides(
