@@ -211,7 +211,7 @@ def image_content(
     runs: Sequence[Run],
     nucleus_classes: Sequence[str] | None,
     pixel_sizes: AskedMpp,
-    colours: dict[str | None, str],
+    colours: dict[str, str],
 ) -> ImageContent:
     """Count and draw one image.
 
@@ -220,7 +220,7 @@ def image_content(
     runs : sequence of Run
         Newest first. The run that wrote the nuclei may be missing.
     colours : dict
-        Colour of each class in the report so far; new classes are added.
+        Colour of each entry of the legends so far; new ones are added.
 
     Raises
     ------
@@ -348,7 +348,7 @@ def _pictures(
     nuclei: _Nuclei,
     run: Run | None,
     of_run: RunOfImage | None,
-    colours: dict[str | None, str],
+    colours: dict[str, str],
 ) -> dict[str, Any]:
     made: dict[str, Any] = {"whole": _whole(slide, shown, nuclei.mpp, colours)}
     if nuclei.mpp is not None and len(nuclei.centroids):
@@ -402,29 +402,29 @@ def _whole(
     slide: Slide,
     annotations: Sequence[Annotation],
     mpp: tuple[float, float] | None,
-    colours: dict[str | None, str],
+    colours: dict[str, str],
 ) -> Picture:
     """Draw annotations and TMA cores on the whole image."""
     rgb = slide.thumbnail(*_WHOLE_PX)
     height, width = rgb.shape[:2]
     scale = width / slide.width, height / slide.height
     largest = sorted(annotations, key=lambda a: -a.area.area)[:_MOST_DRAWN]
-    classes = list(dict.fromkeys(a.class_name for a in annotations))
+    classes = list(dict.fromkeys(map(_group, annotations)))
     for name in classes:
         colours.setdefault(name, PALETTE[len(colours) % len(PALETTE)])
     paths, tags = [], []
     for annotation in largest:
         data = outlines([annotation.geometry], (0, 0), scale, tolerance_px=0.5)
         if data:
-            paths.append(Outline("annotation", data, colours[annotation.class_name]))
+            paths.append(Outline("annotation", data, colours[_group(annotation)]))
     for annotation in largest[:_MOST_TAGS]:
         if annotation.is_area:
             point = shapely.point_on_surface(annotation.area)
             at = 100 * point.x / slide.width, 100 * point.y / slide.height
-            text = annotation.name or annotation.class_name or "unclassified"
-            tags.append((at, text, colours[annotation.class_name]))
+            text = annotation.name or _group(annotation)
+            tags.append((at, text, colours[_group(annotation)]))
     bar = scale_bar(None if mpp is None else slide.width * mpp[0])
-    legend = tuple((name or "unclassified", colours[name]) for name in classes)
+    legend = tuple((name, colours[name]) for name in classes)
     return Picture(
         embedded(rgb),
         width,
@@ -434,6 +434,13 @@ def _whole(
         legible_tags(tags, width / height),
         legend=legend,
     )
+
+
+def _group(annotation: Annotation) -> str:
+    """Return what the legend calls an annotation or TMA core."""
+    if annotation.class_name:
+        return annotation.class_name
+    return "TMA core" if annotation.kind != "annotation" else "unclassified"
 
 
 def _crop(slide: Slide, nuclei: _Nuclei, view: View) -> Crop:

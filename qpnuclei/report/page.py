@@ -121,7 +121,7 @@ class _Report:
         self._used: dict[Path, Run] = {}
         self._classes: set[str | None] = set()
         self.failures: list[tuple[ImageEntry, QpnucleiError]] = []
-        self._colours: dict[str | None, str] = {}
+        self._colours: dict[str, str] = {}
 
     def add(self, number: int, entry: ImageEntry) -> None:
         """Add an image, the `number`-th from 1; or note why it cannot be read."""

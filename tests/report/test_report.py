@@ -142,6 +142,15 @@ def test_a_class_has_one_colour_in_all_images(tmp_path: Path) -> None:
     assert Counter(tags) == Counter(shown)
 
 
+def test_cores_are_named_in_the_legend(tmp_path: Path) -> None:
+    project = open_project(SAMPLES / "0.7.0" / "project")
+    (image,) = [image for image in project.images if image.read().cores]
+    assert {core.class_name for core in image.read().cores} == {None}
+    write_report(project, [image], tmp_path / "page.html")
+    (caption,) = [c for c in Page.of(tmp_path / "page.html").captions if "Annotations" in c]
+    assert "TMA core" in caption
+
+
 def test_classes_are_sums_of_the_export(made: Made) -> None:
     by_class = {r["class"]: r for r in count_project(made.project, made.project.images, "class")}
     shown = made.page.table("class", "annotations", "per mm²")
