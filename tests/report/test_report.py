@@ -41,7 +41,8 @@ from qpnuclei.qupath.model import (
 from qpnuclei.qupath.native import NativeImage, open_project
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import count_project
-from qpnuclei.report import content
+from qpnuclei.report import content, image_pictures
+from qpnuclei.report.measured_nuclei import MeasuredNuclei
 from qpnuclei.report.methods import methods
 from qpnuclei.report.page import ReportOptions, write_report, write_report_of_run
 from qpnuclei.report.pictures import PALETTE
@@ -236,13 +237,13 @@ def check_seams(
 ) -> None:
     """Check that a report takes seams from the borders between the tiles of a run."""
     borders: list[Any] = []
-    real = content.seam_views
+    real = image_pictures.seam_views
 
     def watched(*args: Any) -> Any:
         borders.append(args)
         return real(*args)
 
-    monkeypatch.setattr(content, "seam_views", watched)
+    monkeypatch.setattr(image_pictures, "seam_views", watched)
     content.image_content(project, project.images[0], 1, [read_run(run_dir)], None, AskedMpp(), {})
     ((xs, ys, *_),) = borders
     scale = plan.scale.downsample
@@ -326,7 +327,7 @@ def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
         "Nucleus: Area µm^2": np.array([unknown, 30.0, 50.0, unknown]),
     }
     nowhere = np.zeros((4, 2))
-    nuclei = content._Nuclei(
+    nuclei = MeasuredNuclei(
         np.arange(4), squares, nowhere, measured, np.zeros(4, bool), shapely.Point(), (0.5, 0.5)
     )
     assert nuclei.sizes is not None
@@ -334,7 +335,7 @@ def test_nuclei_with_and_without_cells_are_summarised_together() -> None:
     unmeasured = replace(nuclei, measurements={})
     assert unmeasured.sizes is not None
     assert unmeasured.sizes.tolist() == [0.25, 0.25, 0.25, 1]  # 1 x 1 and 2 x 2 px of 0.5 µm
-    assert nuclei.first_of(("DAB: Mean",)) is None
+    assert nuclei.dab is None
     size, of_cells = "Area µm^2 (median)", "Nucleus: Area µm^2 (median)"
     stain, stain_of_cells = "Hematoxylin: Mean (mean)", "Nucleus: Hematoxylin: Mean (mean)"
     rows = [
