@@ -135,6 +135,7 @@ def preview(
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
+    from qpnuclei.system.files import name_of
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
 
@@ -185,7 +186,7 @@ def preview(
                 shown, failed = preview_project(entries, options, settings, fields, progress)
         common = [*arguments_of(selection), *_more_arguments(image, mpp, tta, image_root)]
         commands = _commands(source, is_slide, settings, common)
-        write_preview(shown, settings, path, source.name, commands)
+        write_preview(shown, settings, path, name_of(source), commands)
     failures: list[dict[str, Any]] = []
     for entry, error in failed:
         add_failure(failures, entry, error)

@@ -12,7 +12,7 @@ from typing import Any
 from qpnuclei.errors import SaveError, number_of
 from qpnuclei.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
 from qpnuclei.evaluation.scoring import Comparison, Evaluation
-from qpnuclei.system.files import write_atomically
+from qpnuclei.system.files import name_of, write_atomically
 from qpnuclei.system.one_line import in_one_line
 
 #: Columns of the tables: score, heading, digits.
@@ -165,7 +165,7 @@ class Report:
     def title(self) -> str:
         """The method and the data set."""
         split = self.dataset["split"]
-        where = Path(self.dataset["path"]).name + (f", split {split}" if split else "")
+        where = name_of(Path(self.dataset["path"])) + (f", split {split}" if split else "")
         return f"{self.result.name} on {where}"
 
 

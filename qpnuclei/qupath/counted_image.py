@@ -20,6 +20,7 @@ from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.class_counts import Classes
 from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
+from qpnuclei.qupath.names import project_name
 from qpnuclei.qupath.pixel_size import AskedMpp, pixel_size
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.calibration import Mpp, PixelCalibration, area_mm2
@@ -171,7 +172,7 @@ def counted_image(
         if entry.stains is not None:
             stains = stain_rows(stains_of(entry))
     return CountedImage(
-        project=f"{project.path.parent.name}/{project.path.name}",
+        project=project_name(project),
         name=entry.name,
         objects=objects,
         calibration=calibration,

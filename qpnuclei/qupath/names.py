@@ -9,6 +9,7 @@ from typing import Any
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import ImageEntry, PathClass, Project, packed_rgb
+from qpnuclei.system.files import name_of
 
 #: Colour of a class that is new to the project: green.
 NEW_CLASS_COLOR = packed_rgb(0, 176, 80)
@@ -27,6 +28,11 @@ def file_stem(entry: ImageEntry) -> str:
 def cut(name: str) -> str:
     """Return the beginning of a name that is short enough for a file name with a suffix."""
     return name.encode(errors="ignore")[:_MAX_BYTES].decode(errors="ignore")
+
+
+def project_name(project: Project) -> str:
+    """Return what tables and pages call a project: its folder and file."""
+    return f"{name_of(project.path.parent)}/{project.path.name}"
 
 
 def place_searched(project: Project, entries: Sequence[ImageEntry]) -> str:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from qpnuclei.errors import QpnucleiError, UsageError, standing_alone
 from qpnuclei.qupath.model import ImageEntry, Project
+from qpnuclei.qupath.names import project_name
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import warn_of_missing_classes
 from qpnuclei.report.comparison import ImageSummary, annotations_of, comparison
@@ -179,7 +180,7 @@ class _Report:
     def write(self, save: Save, missing: Sequence[tuple[str, str]]) -> None:
         """Write the page of all images; `missing` is as for `write_report`."""
         warn_of_missing_classes(self._options.nucleus_classes, self._classes)
-        name = f"{self._project.path.parent.name}/{self._project.path.name}"
+        name = project_name(self._project)
         runs = list(self._used.values())
         page = render(
             "report.html.j2",

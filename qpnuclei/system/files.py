@@ -52,6 +52,17 @@ def read_regular(path: Path) -> bytes:
         return stream.read()
 
 
+def name_of(path: Path) -> str:
+    """Return the name of a file or folder, also if it is given as ``.``, ``..`` or in one of them.
+
+    Examples
+    --------
+    >>> name_of(Path("slides/cohort")), name_of(Path("slides/..")) == Path.cwd().name
+    ('cohort', True)
+    """
+    return Path(os.path.abspath(path)).name  # noqa: PTH100 - resolve() would follow links
+
+
 def state_of(path: Path) -> tuple[int, int, int]:
     """Return what tells a file from a later one, without its content."""
     status = path.stat()

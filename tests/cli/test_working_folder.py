@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -74,6 +75,22 @@ def test_a_run_goes_on_for_any_spelling_of_its_paths(
     assert tree(place / "the-run" / "shards") == before
     committed = qpnuclei("commit", place / "the-run", "--backend", "native", "--json")
     assert json.loads(committed.stdout)["resumed"] == (command == "run")
+
+
+@pytest.mark.parametrize(
+    ("folder", "project"),
+    [("project", "."), ("project", "project.qpproj"), ("other", "../project"), (".", "project")],
+)
+def test_tables_and_pages_name_the_project(
+    place: Path, monkeypatch: pytest.MonkeyPatch, qpnuclei: Call, folder: str, project: str
+) -> None:
+    monkeypatch.chdir(place / folder)
+    counts, page = place / "counts.csv", place / "page.html"
+    assert qpnuclei("export", project, "-o", counts).exit_code == 0
+    with counts.open(encoding="utf-8-sig", newline="") as file:
+        assert {row["project"] for row in csv.DictReader(file)} == {"project/project.qpproj"}
+    assert qpnuclei("report", project, "-o", page).exit_code == 0
+    assert "<bdi>project/project.qpproj</bdi>" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", list(OF))

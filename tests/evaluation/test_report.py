@@ -152,6 +152,17 @@ def test_the_page_draws_every_nucleus_once_on_its_side(images: list[AnnotatedIma
         assert f"#show-{kind}:not(:checked)) .{kind} " in html
 
 
+def test_the_title_names_the_data_set_however_it_is_given(
+    images: list[AnnotatedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = report(score_images("perfect", perfect, images[:1], 0.25))
+    (tmp_path / "cohort" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cohort" / "inside")
+    for path, name in ((".", "inside"), ("..", "cohort"), ("../inside", "inside")):
+        dataset = {**made.dataset, "path": path, "split": None}
+        assert replace(made, dataset=dataset).title == f"perfect on {name}"
+
+
 def test_fewer_pictures_are_the_worst_and_the_best(images: list[AnnotatedImage]) -> None:
     found: dict[int, NucleiTable] = {}
 
