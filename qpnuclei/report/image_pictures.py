@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from qpnuclei.report.density import density_map, viridis_steps
 from qpnuclei.report.measured_nuclei import MeasuredNuclei
 from qpnuclei.report.pictures import (
     PALETTE,
+    Mark,
     Outline,
     Picture,
     embedded,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 _WHOLE_PX = (1000, 1000)
 #: Largest width and height of a view in px, and its resolution in µm/px.
 _VIEW_PX, _VIEW_MPP = 480, 0.25
+#: Least side of the mark of a view on the picture of an image, in px.
+_LEAST_MARK_PX = 8
+#: Width and height that the number of a mark needs, in percent of the picture.
+_NUMBER = 3.0
 #: Nuclei are drawn if their centroids lie in a view or up to this distance in µm outside it.
 _RIM_UM = 25.0
 #: Largest numbers of annotations with a name on the picture, and of drawn annotations.
@@ -114,8 +119,32 @@ def image_pictures(
         *_seams(slide, image, nuclei, run, of_run),
     ]
     size = slide.width, slide.height
-    crops = tuple(_crop(slide, nuclei, moved_inside(view, size)) for view in views)
+    views = [moved_inside(view, size) for view in views]
+    crops = tuple(_crop(slide, nuclei, view) for view in views)
+    whole = replace(whole, marks=_marks(whole, views, size))
     return ImagePictures(whole, *_density(nuclei), crops)
+
+
+def _marks(whole: Picture, views: Sequence[View], size: tuple[int, int]) -> tuple[Mark, ...]:
+    """Mark views with their numbers, from 1, on the picture of an image of `size` level-0 px."""
+    scale = whole.width / size[0], whole.height / size[1]
+    marks: list[Mark] = []
+    for number, view in enumerate(views, start=1):
+        x0, y0, x1, y1 = np.array(view.box) * (*scale, *scale)
+        middle, half = ((x0 + x1) / 2, (y0 + y1) / 2), _LEAST_MARK_PX / 2
+        box = shapely.box(
+            min(x0, middle[0] - half),
+            min(y0, middle[1] - half),
+            max(x1, middle[0] + half),
+            max(y1, middle[1] + half),
+        )
+        _, top, right, _ = box.bounds
+        # The number is beside its mark, or on it at the edge of the picture; below another number.
+        left, top = min(100 * right / whole.width, 97.0), max(100 * top / whole.height, 0.0)
+        while any(abs(left - m.left) < _NUMBER and abs(top - m.top) < _NUMBER for m in marks):
+            top += _NUMBER
+        marks.append(Mark(left, top, str(number), outlines([box], (0, 0), (1, 1))))
+    return tuple(marks)
 
 
 def _density(nuclei: MeasuredNuclei) -> tuple[Picture | None, ColourBar | None]:

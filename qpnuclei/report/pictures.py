@@ -64,6 +64,20 @@ class Tag:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A part of a picture that is shown larger elsewhere, under this number.
+
+    `left` and `top` are the place of the number in percent of width and height; `data` is SVG path
+    data.
+    """
+
+    left: float
+    top: float
+    number: str
+    data: str
+
+
+@dataclass(frozen=True)
 class Picture:
     """An image and the outlines drawn on it.
 
@@ -85,6 +99,7 @@ class Picture:
     scale: ScaleBar | None = None
     paths: tuple[Outline, ...] = ()
     tags: tuple[Tag, ...] = ()
+    marks: tuple[Mark, ...] = ()
     border: str = ""
     legend: tuple[tuple[str, str], ...] = ()
 

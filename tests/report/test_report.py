@@ -45,9 +45,10 @@ from qpnuclei.report import content, image_pictures
 from qpnuclei.report.measured_nuclei import MeasuredNuclei
 from qpnuclei.report.methods import methods
 from qpnuclei.report.page import ReportOptions, write_report, write_report_of_run
-from qpnuclei.report.pictures import PALETTE
+from qpnuclei.report.pictures import PALETTE, Picture
 from qpnuclei.report.runs import Run, project_of, read_run, run_that_wrote, runs_of
 from qpnuclei.report.tables import readable
+from qpnuclei.report.views import View
 from tests.paths import SAMPLES
 from tests.pipeline.killing import make_project
 from tests.projects import lock
@@ -230,6 +231,26 @@ def test_each_kind_of_place_is_shown_once(made: Made) -> None:
     uses = [value for tag, name, value in made.page.attributes if (tag, name) == ("use", "href")]
     ids = [value for tag, name, value in made.page.attributes if (tag, name) == ("image", "id")]
     assert sorted(uses) == sorted(f"#{identity}" for identity in ids)
+
+
+def test_close_ups_are_marked_on_the_picture_of_the_image(made: Made) -> None:
+    marks = [
+        v for tag, name, v in made.page.attributes if (tag, name, v) == ("path", "class", "mark")
+    ]
+    titles = ("densest", "typical", "sparsest", "least certain", "seam: ")
+    crops = [caption for caption in made.page.captions if any(t in caption for t in titles)]
+    assert [caption.split()[0] for caption in crops] == [str(i + 1) for i in range(len(marks))]
+    # 1 px of the picture is 10 px of the image.
+    whole = Picture("data:", 1000, 500)
+    boxes = [(2000, 1000, 3000, 2000), (2100, 1010, 2990, 1990), (9990, 4000, 10000, 4010)]
+    shown = image_pictures._marks(whole, [View("", box) for box in boxes], (10_000, 5000))
+    assert [mark.number for mark in shown] == ["1", "2", "3"]
+    assert shown[0].data == "M300 100l0 100 -100 0 0 -100z"
+    assert (shown[0].left, shown[0].top) == (30, 20)
+    assert shown[1].top > 22  # not on the number before it
+    # Small ones are large enough to be seen, and their numbers are in the picture.
+    assert shown[2].data == "M1003.5 396.5l0 8 -8 0 0 -8z"
+    assert shown[2].left == 97
 
 
 def check_seams(
