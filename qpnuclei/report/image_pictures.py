@@ -211,10 +211,11 @@ def _whole(
             paths.append(Outline("annotation", data, colours[_group(annotation)]))
     for annotation in largest[:_MOST_TAGS]:
         if annotation.is_area:
-            point = shapely.point_on_surface(annotation.area)
-            at = 100 * point.x / slide.width, 100 * point.y / slide.height
+            area = shapely.transform(
+                annotation.area, lambda xy: 100 * xy / (slide.width, slide.height)
+            )
             text = annotation.name or _group(annotation)
-            tags.append((at, text, colours[_group(annotation)]))
+            tags.append((area, text, colours[_group(annotation)]))
     bar = scale_bar(None if mpp is None else slide.width * mpp[0])
     legend = tuple((name, colours[name]) for name in classes)
     return Picture(

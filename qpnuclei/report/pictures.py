@@ -105,23 +105,31 @@ class Picture:
 
 
 def legible_tags(
-    wanted: Sequence[tuple[tuple[float, float], str, str]], aspect: float
+    wanted: Sequence[tuple[shapely.Geometry, str, str]], aspect: float
 ) -> tuple[Tag, ...]:
     """Return tags that lie within their picture and do not cover each other; the first ones stay.
 
+    A tag is on its area, or above it if it would cover most of it.
+
     Parameters
     ----------
-    wanted : sequence of ((float, float), str, str)
-        Place in percent of width and height, text and colour.
+    wanted : sequence of (shapely geometry, str, str)
+        Area in percent of the width and height of the picture, text and colour.
     aspect : float
         Width of the picture divided by its height.
     """
     tags: list[Tag] = []
     taken: list[shapely.Polygon] = []
-    for (x, y), text, colour in wanted:
+    for area, text, colour in wanted:
         # On the narrowest picture; the style cuts longer texts.
         width = min(100 * (_TAG_EDGES_PX + _LETTER_PX * len(text)) / _NARROWEST_PX, _WIDEST_TAG)
         height = min(100 * _TAG_PX * aspect / _NARROWEST_PX, 100.0)
+        x0, y0, x1, y1 = area.bounds
+        if x1 - x0 < 2 * width and y1 - y0 < 2 * height:
+            x, y = (x0 + x1) / 2, y0 - height / 2
+        else:
+            point = shapely.point_on_surface(area)
+            x, y = point.x, point.y
         left = float(np.clip(x, width / 2, 100 - width / 2))
         top = float(np.clip(y, height / 2, 100 - height / 2))
         box = shapely.box(left - width / 2, top - height / 2, left + width / 2, top + height / 2)

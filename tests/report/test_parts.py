@@ -121,14 +121,18 @@ def test_a_small_area_is_one_place_and_an_unknown_pixel_size_no_hindrance() -> N
 
 @given(
     st.lists(
-        st.tuples(st.floats(0, 100), st.floats(0, 100), st.text("aM", max_size=30)), max_size=9
+        st.tuples(
+            st.floats(0, 100), st.floats(0, 100), st.floats(0.1, 50), st.text("aM", max_size=30)
+        ),
+        max_size=9,
     ),
     st.floats(0.2, 5),
 )
 def test_tags_of_a_picture_stay_inside_and_apart(
-    wanted: list[tuple[float, float, str]], aspect: float
+    wanted: list[tuple[float, float, float, str]], aspect: float
 ) -> None:
-    tags = legible_tags([((x, y), text, "red") for x, y, text in wanted], aspect)
+    areas = [(shapely.box(x, y, x + side, y + side), text) for x, y, side, text in wanted]
+    tags = legible_tags([(area, text, "red") for area, text in areas], aspect)
     assert len(tags) >= min(len(wanted), 1)
     boxes = []
     for tag in tags:
@@ -139,6 +143,13 @@ def test_tags_of_a_picture_stay_inside_and_apart(
         boxes.append(shapely.box(x - width / 2, y - height / 2, x + width / 2, y + height / 2))
         assert shapely.box(-0.1, -0.1, 320.1, 320 / aspect + 0.1).covers(boxes[-1])
     assert all(a.intersection(b).area < 1e-6 for a, b in combinations(boxes, 2))
+
+
+def test_a_tag_does_not_cover_a_small_area() -> None:
+    small, large = shapely.box(40, 40, 44, 44), shapely.box(0, 50, 90, 90)
+    above, on = legible_tags([(small, "Pen", "red"), (large, "Tumor", "red")], 1.0)
+    assert (above.left, above.top) == (42, 40 - 100 * 18 / 320 / 2)
+    assert shapely.contains_xy(large, on.left, on.top)
 
 
 def test_a_view_shows_nothing_beyond_the_image() -> None:
