@@ -176,7 +176,7 @@ def adapt(
     elif not result.training.stopped:
         _print(result, output)
     if result.training.stopped:
-        leave_stopped()
+        leave_stopped(interrupted.exit_code)
 
 
 def _print(result: Adaptation, folder: Path) -> None:

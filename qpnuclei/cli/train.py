@@ -194,7 +194,7 @@ def train(
     from qpnuclei.cli.console import print_json, print_status, progress_bar, stdout
     from qpnuclei.models.device import resolve_device
     from qpnuclei.system.distributed import process_group, rank, world_size
-    from qpnuclei.system.interrupts import EXIT_CODE, asking_to_stop
+    from qpnuclei.system.interrupts import asking_to_stop
     from qpnuclei.system.memory import keep_freed_memory
     from qpnuclei.system.threads import available_cores
 
@@ -232,7 +232,7 @@ def train(
             callbacks=ConsoleCallbacks(bar, interrupted),
         )
     if not is_main:
-        sys.exit(EXIT_CODE if result.stopped else 0)
+        sys.exit(interrupted.exit_code if result.stopped else 0)
     if json:
         print_json(asdict(result))
     elif result.model is not None:
@@ -242,16 +242,15 @@ def train(
         )
         stdout.print(f"{result.model} ({number}{score})")
     if result.stopped:
-        leave_stopped()
+        leave_stopped(interrupted.exit_code)
 
 
-def leave_stopped() -> NoReturn:
-    """Print how to continue a training that the user stopped, and exit."""
+def leave_stopped(exit_code: int) -> NoReturn:
+    """Print how to continue a training that was stopped, and exit."""
     from qpnuclei.cli.console import print_warning, this_command
-    from qpnuclei.system.interrupts import EXIT_CODE
 
     print_warning(f"stopped and saved; to continue: {this_command('--resume')}")
-    sys.exit(EXIT_CODE)
+    sys.exit(exit_code)
 
 
 class ConsoleCallbacks(TrainingCallbacks):

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
+from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from qpnuclei.qupath.model import Project
 from qpnuclei.qupath.project_file import OWN_FOLDER
 from qpnuclei.system.checked import as_json
 from qpnuclei.system.files import (
+    copy_owner,
     make_folder_below,
     make_writable_folder,
     read_regular,
@@ -204,6 +206,7 @@ class RunFolder:
             # One write per line, so that lines of several processes do not mix.
             with path.open("ab", buffering=0) as stream:
                 stream.write(b"%s\n" % json.dumps(entry).encode())
+            copy_owner(path, path.parent)
         except OSError as refused:
             raise SaveError(f"{path} cannot be written: {refused.strerror}") from refused
 
@@ -264,7 +267,14 @@ class _Log(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         # If the folder is gone or not made yet, do not make it.
         if Path(self.baseFilename).parent.is_dir():
-            super().emit(record)
+            with contextlib.suppress(OSError):  # it cannot be opened
+                super().emit(record)
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        path = Path(self.baseFilename)
+        copy_owner(path, path.parent)
+        return stream
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name there
         pass

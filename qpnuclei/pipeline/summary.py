@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from qpnuclei.errors import QpnucleiError, SaveError, TerminatedError, number_of
+from qpnuclei.qupath.doubts import unsaid
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.system.checked import as_json, checked
 from qpnuclei.system.files import (
@@ -145,9 +146,8 @@ class ImageResult:
     @property
     def doubts(self) -> tuple[str, ...]:
         """What is doubtful, a line each: about the image, and about regions if it differs."""
-        others = [r for r in self.regions if r.check and r.check != self.check]
-        own = (f"{r.name}: {r.check.removeprefix(f'{self.check}; ')}" for r in others)
-        return (*filter(None, [self.check]), *own)
+        own = ((region.name, unsaid(region.check, self.check)) for region in self.regions)
+        return (*filter(None, [self.check]), *(f"{name}: {doubt}" for name, doubt in own if doubt))
 
 
 @dataclass(frozen=True)

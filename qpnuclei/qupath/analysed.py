@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import compress
+from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,7 @@ from qpnuclei.qupath.areas import (
     valid_area,
     without_slivers,
 )
+from qpnuclei.qupath.doubts import before_filter, by_place, together
 from qpnuclei.qupath.model import Annotation
 from qpnuclei.qupath.regions import Region, rows_inside
 from qpnuclei.slides.calibration import Mpp
@@ -48,9 +51,6 @@ _log = logging.getLogger(__name__)
 
 #: Name of the image's property.
 PROPERTY = "qpnuclei analysed"
-
-#: Prefix of a doubt about an image from which nuclei have been removed since.
-_BEFORE_FILTER = "before the filter: "
 
 
 class Status(StrEnum):
@@ -219,7 +219,7 @@ class Record:
         earlier = (*self.earlier_runs, self.run) if self.run else self.earlier_runs
         if keeps_nuclei:
             if keeps_doubts:
-                check = together([check, self.image_doubts])
+                check = together([check, self.image_doubts()])
                 new = self._with_earlier(new)
             return Record(tuple(self._beside(new, marker)), used, check, marker, earlier, stains)
         areas = (*self._left_after(new, removed, left_out), *new)
@@ -312,13 +312,13 @@ class Record:
         areas = tuple(
             replace(
                 area,
-                check=_before_filter(area.check),
-                image_check=_before_filter(area.image_check),
+                check=before_filter(area.check),
+                image_check=before_filter(area.image_check),
                 nuclei=0,
             )
             for area in self.areas
         )
-        return replace(self, areas=areas, check=_before_filter(self.check))
+        return replace(self, areas=areas, check=before_filter(self.check))
 
     @cached_property
     def _last_turn(self) -> int:
@@ -536,17 +536,22 @@ class Record:
             ),
         )
 
-    @property
-    def image_doubts(self) -> str:
-        """Why runs found the nuclei doubtful that are now in the image; empty if none."""
+    def image_doubts(self, names: Mapping[UUID | None, str] = MappingProxyType({})) -> str:
+        """Return why runs found the nuclei doubtful that are now in the image; empty if none.
+
+        Parameters
+        ----------
+        names : mapping of uuid.UUID to str
+            Names of annotations, for doubts that are not about the whole image.
+        """
         # A doubt about the image includes those about the areas of the same run.
         doubts = (
-            area.image_check or area.check
+            ("", area.image_check) if area.image_check else (names.get(area.id, ""), area.check)
             for area in self._of_earlier_runs()
             if (area.image_check or area.check)
             and not self._index.is_superseded(area.analysed, area.turn)
         )
-        return together([self.check, *doubts])
+        return by_place([("", self.check), *doubts])
 
     def _doubts_in(self, geometry: shapely.Geometry, own: Sequence[AnalysedArea] = ()) -> str:
         """Return the doubts about the nuclei in a geometry."""
@@ -581,16 +586,6 @@ def _unlike(now: Basis, areas: Iterable[AnalysedArea]) -> tuple[Basis, ...]:
     """Return the pixel sizes and stains of areas that differ from `now`, each once."""
     bases = dict.fromkeys(basis for area in areas for basis in area.bases)
     return tuple(basis for basis in bases if basis.is_other(now))
-
-
-def together(doubts: Iterable[str]) -> str:
-    """Join reasons for doubt in one line, without duplicates."""
-    return "; ".join(dict.fromkeys(one for doubt in doubts if doubt for one in doubt.split("; ")))
-
-
-def _before_filter(check: str) -> str:
-    """Return a doubt, marked as older than the filter."""
-    return check if not check or check.startswith(_BEFORE_FILTER) else _BEFORE_FILTER + check
 
 
 def overall(statuses: Sequence[Status]) -> Status:

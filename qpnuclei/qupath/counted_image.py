@@ -14,10 +14,11 @@ import numpy.typing as npt
 import shapely
 
 from qpnuclei.errors import FormatError, MppError
-from qpnuclei.qupath.analysed import Record, together
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.analysed_area import AnalysedArea, Basis
 from qpnuclei.qupath.areas import polygonal
 from qpnuclei.qupath.class_counts import Classes
+from qpnuclei.qupath.doubts import by_place, together
 from qpnuclei.qupath.images import stains_of
 from qpnuclei.qupath.model import ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.names import project_name
@@ -85,21 +86,24 @@ class CountedImage:
             Whether all nuclei of chosen classes count, not those that runs have found: then it does
             not matter if these are gone.
         """
-        notes = []
+        notes: list[tuple[str, str]] = []
         own: dict[int, AnalysedArea] = {}
         for region in regions:
             others = self.record.other_bases(region, self._basis)
-            notes += [self.record.doubts_in(region), self._note_of(others)]
+            name = region.label if len(regions) > 1 else ""
+            notes += [(name, self.record.doubts_in(region)), ("", self._note_of(others))]
             if region.annotation is not None:
                 own.update({id(area): area for area in self.record.areas_of(region.annotation)})
         if not counts_all:
-            notes.append(_note_of_emptied([area for area in self._emptied if id(area) in own]))
-        return together(notes)
+            emptied = [area for area in self._emptied if id(area) in own]
+            notes.append(("", _note_of_emptied(emptied)))
+        return by_place(notes)
 
     def image_doubts(self, *, counts_all: bool = False) -> str:
         """Return why the count of the whole image is doubtful, in one line; empty if it is not."""
         others = self.record.image_other_bases(self._basis)
-        notes = [self.record.image_doubts, self._note_of(others)]
+        names = {annotation.id: annotation.label for annotation in self.objects.annotations}
+        notes = [self.record.image_doubts(names), self._note_of(others)]
         if not counts_all:
             # Nuclei that were deleted with their annotation are not missed.
             there = {None, *(annotation.id for annotation in self.objects.annotations)}

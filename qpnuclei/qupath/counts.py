@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from qpnuclei.choices import Grouping
 from qpnuclei.errors import UsageError
-from qpnuclei.qupath.analysed import Status, overall, together
+from qpnuclei.qupath.analysed import Status, overall
 from qpnuclei.qupath.class_counts import Classes
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
+from qpnuclei.qupath.doubts import together
 from qpnuclei.qupath.regions import Region, area_px2, covered_px2, rows_inside
 from qpnuclei.qupath.repeated_nuclei import RepeatedNuclei
 

@@ -29,6 +29,7 @@ from qpnuclei.slides.stains import DEFAULT_HE, Stains
 from qpnuclei.system.files import (
     content_of,
     copy_owner,
+    make_folders,
     remove_leftovers,
     saving,
     temporary_prefix,
@@ -124,7 +125,7 @@ def create_project(
     # folder.
     parent = directory.parent if is_new else directory
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folders(parent)
         # Build in a temporary folder and rename it, so that no partial project can exist.
         remove_leftovers(parent)
         temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=parent))

@@ -16,6 +16,7 @@ from qpnuclei.pipeline.positivity import grades_of
 from qpnuclei.qupath.analysed import Status
 from qpnuclei.qupath.counted_image import CountedImage, counted_image
 from qpnuclei.qupath.counts import Row, count_objects
+from qpnuclei.qupath.doubts import unsaid
 from qpnuclei.qupath.filters import filters_of
 from qpnuclei.qupath.images import open_image
 from qpnuclei.qupath.model import Annotation, Detections, ImageEntry, Project
@@ -94,10 +95,9 @@ class ImageContent:
         """Reasons for doubt, one per line."""
         lines = [self.row["check"]] if self.row["check"] else []
         for row in self.rows:
-            if row["check"] and row["check"] != self.row["check"]:
-                lines.append(
-                    f"{row['annotation'] or row['class'] or 'unclassified'}: {row['check']}"
-                )
+            doubt = unsaid(row["check"] or "", self.row["check"] or "")
+            if doubt:
+                lines.append(f"{row['annotation'] or row['class'] or 'unclassified'}: {doubt}")
         return lines
 
     @property

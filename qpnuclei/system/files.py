@@ -83,7 +83,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     partial = None
     try:
         with saving(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
             remove_leftovers(path.parent)
             handle, name = tempfile.mkstemp(
                 dir=path.parent, prefix=temporary_prefix(), suffix=".part"
@@ -115,7 +115,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         If the file or folder cannot be written; names it.
     """
     with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         remove_leftovers(path.parent)
         with tempfile.TemporaryDirectory(
             dir=path.parent, prefix=temporary_prefix(), ignore_cleanup_errors=True
@@ -200,6 +200,20 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
+def make_folders(folder: Path) -> None:
+    """Create a folder and its missing parents, each with the owner of the one that it is in.
+
+    Raises
+    ------
+    OSError
+        If one cannot be created.
+    """
+    for made in reversed([folder, *folder.parents]):
+        if not made.is_dir():
+            made.mkdir(exist_ok=True)
+            copy_owner(made, made.parent)
+
+
 def make_folder_below(base: Path, folder: Path) -> None:
     """Create a folder and its missing parents, but require that `base` exists.
 
@@ -221,10 +235,7 @@ def make_folder_below(base: Path, folder: Path) -> None:
     if not existing.is_dir():
         raise SaveError(f"{existing} is no longer there", "is its drive still connected?")
     try:
-        for made in reversed([folder, *folder.parents]):
-            if made.is_relative_to(existing) and made != existing and not made.is_dir():
-                made.mkdir(exist_ok=True)
-                copy_owner(made, made.parent)
+        make_folders(folder)
     except OSError as error:
         raise SaveError(
             f"the folder {folder} cannot be created: {error.strerror or error}",
@@ -295,7 +306,7 @@ def make_writable_folder(folder: Path) -> None:
         If the folder cannot be created or written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         _try_to_write(folder)
     except OSError as error:
         raise SaveError(

@@ -109,12 +109,32 @@ def before_leaving(clean_up: Callable[[int], object]) -> Iterator[None]:
         _BEFORE_LEAVING.remove(clean_up)
 
 
+class StopRequest:
+    """Whether a stop was requested (called like a function), and the exit code that says so."""
+
+    def __init__(self) -> None:
+        self._signal = 0
+
+    def __call__(self) -> bool:
+        """Return whether a stop was requested."""
+        return self._signal != 0
+
+    def note(self, number: int) -> None:
+        """Note the signal that requested it."""
+        self._signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a process that stopped because of it."""
+        return _exit_code(self._signal)
+
+
 @contextmanager
 def asking_to_stop(
     message: str,
     signals: Sequence[signal.Signals] = _STOPS,
     end: str = "ended at once: the last save is kept",
-) -> Iterator[Callable[[], bool]]:
+) -> Iterator[StopRequest]:
     """Treat the first Ctrl-C or SIGTERM as a request to stop; the second ends the process.
 
     Parameters
@@ -128,22 +148,20 @@ def asking_to_stop(
 
     Yields
     ------
-    callable
-        Returns whether a stop was requested.
+    StopRequest
     """
-    asked = False
+    asked = StopRequest()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if asked():
             _leave(end, number)
-        asked = True
+        asked.note(number)
         if message:
             _say(message)
 
     before = {number: signal.signal(number, handle) for number in signals}
     try:
-        yield lambda: asked
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -183,7 +201,11 @@ def _leave(message: str, number: int) -> NoReturn:
     if number == signal.SIGTERM:
         message = message.replace("interrupted", "terminated", 1)
     _say(message)
-    os._exit(TerminatedError.exit_code if number == signal.SIGTERM else EXIT_CODE)
+    os._exit(_exit_code(number))
+
+
+def _exit_code(number: int) -> int:
+    return TerminatedError.exit_code if number == signal.SIGTERM else EXIT_CODE
 
 
 def _say(message: str) -> None:

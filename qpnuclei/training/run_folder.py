@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import pickle
 import subprocess
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +30,8 @@ METRICS_FILE = "metrics.csv"
 #: How the names of files begin that a run writes before it saves a state; those of former versions
 #: also wrote logs for TensorBoard and the labels of a student.
 _BEFORE_ANY_STATE = ("tiles-", "pseudo-labels", "tensorboard")
+
+_ANEW = "start the run anew in another folder"
 
 
 @dataclass
@@ -128,17 +130,29 @@ def load_state(folder: Path) -> RunState:
     Raises
     ------
     qpnuclei.errors.FormatError
-        If the file is truncated or not a state.
+        If the file cannot be read, is damaged or not a state.
+    qpnuclei.errors.NotFoundError
+        If the model that the run has kept is missing.
     """
     path = folder / STATE_FILE
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+            damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return RunState(content["identity"], Progress(**content["progress"]), content["learner"])
-    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError) as e:
-        raise FormatError(
-            f"{path} is not a state of a training run: {str(e).partition(chr(10))[0]}",
-            "start the run anew in another folder",
-        ) from e
+        state = RunState(content["identity"], Progress(**content["progress"]), content["learner"])
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}", _ANEW) from error
+    except Exception as error:  # whatever zipfile, pickle and torch make of strange bytes
+        raise FormatError(f"{path} is damaged, or not a state of a training run", _ANEW) from error
+    if damaged is not None:
+        raise FormatError(f"{path} is damaged: its checksums do not fit", _ANEW)
+    kept = state.progress.best_epoch
+    if kept is not None and not (folder / MODEL_FILE).is_file():
+        raise NotFoundError(
+            f"{folder / MODEL_FILE} is missing: the run has kept its best model there",
+            f"put it back, or {_ANEW}",
+        )
+    return state
 
 
 def check_identity(state: RunState, identity: Mapping[str, Any]) -> None:

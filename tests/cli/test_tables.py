@@ -78,6 +78,9 @@ def test_what_is_doubtful_of_image_and_region_is_said_once() -> None:
     said = replace(image, check="few nuclei").doubts
     assert said == ("few nuclei", "a1: counted twice (1)", "a2: counted twice (2)")
     assert image.doubts == tuple(f"a{i}: {checks[i]}" for i in range(3))
+    # The image names them itself.
+    named = replace(image, check="a0, a1: few nuclei; a1: counted twice (1)").doubts
+    assert named == ("a0, a1: few nuclei; a1: counted twice (1)", "a2: counted twice (2)")
 
 
 @pytest.mark.parametrize(

@@ -197,25 +197,25 @@ def test_the_doubts_of_an_annotation_are_those_of_the_run_whose_nuclei_it_holds(
     good, doubtful = run(Record(), INSIDE), run(Record(), INSIDE, "old")
     assert run(good, TISSUE, "new").doubts(INSIDE) == "new"
     after_tissue = run(doubtful, TISSUE)
-    assert (after_tissue.doubts(INSIDE), after_tissue.image_doubts) == ("", "")
-    assert run(doubtful, TISSUE, "new").image_doubts == "new"
+    assert (after_tissue.doubts(INSIDE), after_tissue.image_doubts()) == ("", "")
+    assert run(doubtful, TISSUE, "new").image_doubts() == "new"
     # Only a part was replaced: both.
     both = run(doubtful, HALF, "new")
-    assert (both.doubts(INSIDE), both.image_doubts) == ("new; old", "new; old")
-    assert run(doubtful, HALF).image_doubts == "old"
+    assert (both.doubts(INSIDE), both.image_doubts()) == ("new; old", "new; old")
+    assert run(doubtful, HALF).image_doubts() == "old"
     # Drawn later in the replaced part, and in the other.
     assert both.doubts(annotation(shapely.box(6, 1, 9, 9), 3)) == "new"
     assert both.doubts(annotation(shapely.box(1, 1, 4, 9), 3)) == "old"
     # Replaced by two runs, each of a half.
     halves = run(run(doubtful, HALF), annotation(shapely.box(-10, -10, 5, 60), 8))
-    assert (halves.doubts(INSIDE), halves.image_doubts) == ("", "")
+    assert (halves.doubts(INSIDE), halves.image_doubts()) == ("", "")
 
 
 def test_a_run_elsewhere_or_beside_an_annotation_leaves_its_doubts() -> None:
     doubtful = run(Record(), INSIDE, "old")
     elsewhere = run(doubtful, APART, "new")
     assert (elsewhere.doubts(INSIDE), elsewhere.doubts(APART)) == ("old", "new")
-    assert elsewhere.image_doubts == "new; old"
+    assert elsewhere.image_doubts() == "new; old"
     beside = run(run(Record(), INSIDE), annotation(shapely.box(10, 0, 20, 10), 4), "new")
     assert beside.doubts(INSIDE) == ""
 
@@ -226,11 +226,11 @@ def test_a_doubt_about_the_image_as_a_whole_stays_until_all_its_nuclei_are_repla
     elsewhere = run(doubtful, annotation(shapely.box(80, 0, 90, 10), 5))
     half = run(elsewhere, INSIDE)
     for record in (doubtful, elsewhere, half):
-        assert record.image_doubts == "old"
+        assert record.image_doubts() == "old"
         assert (record.doubts(INSIDE), record.doubts(APART)) == ("", "")
-    assert half.filtered().image_doubts == "before the filter: old"
-    assert run(half, APART).image_doubts == ""
-    assert run(half, APART, "new", keeps_nuclei=True).image_doubts == "new; old"
+    assert half.filtered().image_doubts() == "before the filter: old"
+    assert run(half, APART).image_doubts() == ""
+    assert run(half, APART, "new", keeps_nuclei=True).image_doubts() == "new; old"
 
 
 def test_annotations_inside_each_other_keep_the_doubts_of_their_run() -> None:
@@ -244,7 +244,7 @@ def test_nuclei_that_stay_beside_new_ones_stay_doubtful() -> None:
     for chosen in (INSIDE, TISSUE):
         record = run(doubtful, chosen, "new", keeps_nuclei=True)
         assert set(record.doubts(INSIDE).split("; ")) == {"new", "old"}
-        assert set(record.image_doubts.split("; ")) == {"new", "old"}
+        assert set(record.image_doubts().split("; ")) == {"new", "old"}
 
 
 def test_records_of_versions_that_did_not_number_runs_are_read() -> None:
@@ -254,8 +254,8 @@ def test_records_of_versions_that_did_not_number_runs_are_read() -> None:
         del area["turn"]
     record = Record.of({PROPERTY: json.dumps(content)}, "a.svs")
     assert (record.doubts(INSIDE), record.doubts(APART)) == ("old", "")
-    assert record.image_doubts == "old"
-    assert run(record, TISSUE).image_doubts == ""
+    assert record.image_doubts() == "old"
+    assert run(record, TISSUE).image_doubts() == ""
 
 
 def test_an_edited_annotation_that_a_later_run_covers_is_analysed() -> None:
@@ -327,9 +327,9 @@ def test_what_no_run_has_analysed_stays_excluded_if_the_nuclei_are_kept() -> Non
 def test_doubts_about_a_result_that_is_gone_are_not_told_of_what_is_added() -> None:
     doubtful = run(Record(), INSIDE, "old")
     added = run(doubtful, INSIDE, "new", keeps_nuclei=True, keeps_doubts=False)
-    assert (added.doubts(INSIDE), added.image_doubts) == ("new", "new")
+    assert (added.doubts(INSIDE), added.image_doubts()) == ("new", "new")
     elsewhere = run(doubtful, APART, "new", keeps_nuclei=True, keeps_doubts=False)
-    assert set(elsewhere.image_doubts.split("; ")) == {"new", "old"}
+    assert set(elsewhere.image_doubts().split("; ")) == {"new", "old"}
 
 
 def test_an_annotation_that_a_run_leaves_out_wholly_is_not_analysed_any_more() -> None:
@@ -343,11 +343,11 @@ def test_an_annotation_that_a_run_leaves_out_wholly_is_not_analysed_any_more() -
     assert not record.has_analysed(LARGE.area)
     assert record.has_analysed(shapely.box(99, 0, 101, 9))
     # Nuclei that were doubtful are left beside it alone.
-    assert record.image_doubts == "old"
+    assert record.image_doubts() == "old"
     apart = annotation(shapely.difference(BESIDE.area, LARGE.area), 4)
-    assert run(record, apart).image_doubts == ""
+    assert run(record, apart).image_doubts() == ""
     nothing = read(record.with_run([], USED, left_out=BESIDE.area))
-    assert (nothing.areas, nothing.image_doubts) == ((), "")
+    assert (nothing.areas, nothing.image_doubts()) == ((), "")
     assert nothing.status(BESIDE) is Status.NOT_ANALYSED
 
 

@@ -485,3 +485,34 @@ def test_nuclei_found_at_another_pixel_size_than_the_present_are_doubtful():
         assert whole["check"] == f"analysed at {found} µm/px, counted at {own}: run again"
     unknown = replace(counted, calibration=PixelCalibration())
     assert [row["check"] for row in count_objects(unknown)] == [None, None]
+
+
+def test_a_doubt_about_an_annotation_does_not_seem_to_be_about_all():
+    boxes = [shapely.box(x, 0, x + 9, 9) for x in (0, 20, 40, 60, 80)]
+    areas = [replace(annotation(box, handle=i), name=f"a{i}") for i, box in enumerate(boxes)]
+    labels = [area.label for area in areas]
+    counted = image(areas, detections([(5, 5)]))
+    used = UsedMpp((0.5, 0.25), "project", (0.5, 0.25))
+
+    def checks_of(checks, of_image=""):
+        regions = [Region.of(area) for area in areas]
+        record = Record().with_run(regions, used, check=of_image, checks=checks)
+        objects = replace(counted.objects, properties=record.to_properties())
+        now = replace(counted, objects=objects)
+        return [
+            [row["check"] for row in count_objects(now, by)]
+            for by in ("annotation", "class", "image")
+        ]
+
+    large, dark = "the median nucleus has 99 µm²", "dark"
+    each = ["", large, f"{large}; {dark}", "", ""]
+    both = f"{labels[1]}, {labels[2]}: {large}; {labels[2]}: {dark}"
+    assert checks_of(each) == [[None, large, f"{large}; {dark}", None, None], [both], [both]]
+    # What is doubtful of the whole image has no names.
+    assert checks_of(each, dark) == [
+        [None, large, f"{large}; {dark}", None, None],
+        [both],
+        [dark],
+    ]
+    many = f"{labels[0]}, {labels[1]} and 3 more: {dark}"
+    assert checks_of([dark] * 5) == [[dark] * 5, [many], [many]]

@@ -102,8 +102,12 @@ def test_a_request_to_stop_may_be_quiet_and_ends_with_its_block() -> None:
         with asking_to_stop("") as asked:
             signal.raise_signal(signal.SIGTERM)
         say(asked() and signal.getsignal(signal.SIGTERM) is before)
+        say(asked.exit_code)
+        with ending_on_interrupt(), asking_to_stop("") as asked:
+            ctrl_c()
+        say(asked.exit_code)
     """
-    assert end_of(program) == (0, "True\n", "")
+    assert end_of(program) == (0, "True\n143\n130\n", "")
 
 
 def test_leaving_does_not_wait_for_threads_that_compute() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,32 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"torn", b"\x80\x02}q\x00."])
 def test_a_torn_state_is_a_format_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(FormatError, match=r"state\.pt is not a state"):
+    with pytest.raises(FormatError, match=r"state\.pt is damaged, or not a state"):
         load_state(tmp_path)
+
+
+def test_a_state_with_one_wrong_bit_is_not_used(tmp_path: Path) -> None:
+    save_state(tmp_path, state())
+    path = tmp_path / "state.pt"
+    content = bytearray(path.read_bytes())
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            loaded = load_state(tmp_path)
+        except FormatError:
+            continue
+        # The bit belongs to no content.
+        assert torch.equal(loaded.learner["net"]["w"], torch.arange(3.0))
+        assert loaded.progress == state().progress
+
+
+def test_a_run_whose_model_is_gone_does_not_go_on(tmp_path: Path) -> None:
+    kept = replace(state(), progress=Progress(epoch=1, best_epoch=1))
+    save_state(tmp_path, kept)
+    with pytest.raises(NotFoundError, match=r"model\.safetensors is missing"):
+        load_state(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert load_state(tmp_path).progress == kept.progress
 
 
 def test_no_code_is_run_by_loading_a_state(tmp_path: Path) -> None:

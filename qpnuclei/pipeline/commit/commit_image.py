@@ -29,9 +29,10 @@ from qpnuclei.pipeline.planning.plan_file import PlannedImage
 from qpnuclei.pipeline.positivity import grades_of
 from qpnuclei.pipeline.selection import Locked, our_tissue
 from qpnuclei.pipeline.summary import ImageResult, RegionResult, StoredResult
-from qpnuclei.qupath.analysed import Record, together
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.counted_image import CountedImage, analysed_area
 from qpnuclei.qupath.counts import count_in_regions
+from qpnuclei.qupath.doubts import together
 from qpnuclei.qupath.model import Detections, ImageEntry, ImageObjects, Project
 from qpnuclei.qupath.regions import Region
 from qpnuclei.segmentation.engine import EngineSpec
