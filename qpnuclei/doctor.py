@@ -13,6 +13,7 @@ from pathlib import Path
 from qpnuclei.errors import QpnucleiError, standing_alone
 from qpnuclei.models.registry import DEFAULT_MODEL, networks_of
 from qpnuclei.qupath.model import Project
+from qpnuclei.system.files import check_folder_target
 from qpnuclei.system.versions import versions
 
 
@@ -52,15 +53,16 @@ def check_installation() -> list[Check]:
 
 
 def check_project(project: Project) -> list[Check]:
-    """Check every image of a project.
+    """Check the folder and every image of a project.
 
-    Its slide is found and readable, it has a pixel size, and its stains can be separated.
+    The folder is writable. The slide of an image is found and readable, it has a pixel size, and
+    its stains can be separated.
     """
     from qpnuclei.qupath.analysed import Record
     from qpnuclei.qupath.images import open_image, stains_of
     from qpnuclei.qupath.pixel_size import pixel_size
 
-    checks: list[Check] = []
+    checks: list[Check] = [_check_folder(project.path.parent)]
     for entry in project.images:
         name = f"image {entry.id}: {entry.name}"
 
@@ -79,11 +81,22 @@ def check_project(project: Project) -> list[Check]:
     return checks
 
 
+def _check_folder(folder: Path) -> Check:
+    """Check that a run can save into the folder of a project."""
+    try:
+        check_folder_target(folder)
+    except QpnucleiError as error:
+        return Check("project folder", Status.BAD, error.what, error.hint)
+    return Check("project folder", Status.OK, f"{folder} is writable")
+
+
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
     """Turn an import that fails into a bad check, rather than an error of the command."""
     try:
         return check()
-    except (ImportError, OSError, RuntimeError, QpnucleiError) as error:
+    except QpnucleiError as error:
+        return Check(name, Status.BAD, error.what, error.hint)
+    except (ImportError, OSError, RuntimeError) as error:
         return Check(name, Status.BAD, str(error), "reinstall with: pip install --upgrade qpnuclei")
 
 

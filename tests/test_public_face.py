@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shapely
 from PIL import Image
@@ -126,6 +128,16 @@ def test_files_that_hold_no_nuclei(tmp_path: Path) -> None:
     )
     with pytest.raises(FormatError, match=r"l\.geojson: .*Polygon"):
         qpnuclei.read_nuclei(tmp_path / "l.geojson")
+    # An error of the file names it once, with its own advice.
+    (tmp_path / "cut.geojson").write_text("{")
+    with pytest.raises(FormatError) as caught:
+        qpnuclei.read_nuclei(tmp_path / "cut.geojson")
+    assert str(caught.value).count("cut.geojson") == 1
+    assert "polygon" not in str(caught.value)
+    for other in ([b"no outline"], [{"x": [1.0]}]):
+        pq.write_table(pa.table({"geometry": other}), tmp_path / "b.parquet")
+        with pytest.raises(FormatError, match=r"b\.parquet: .* as WKB"):
+            qpnuclei.read_nuclei(tmp_path / "b.parquet")
     with pytest.raises(UsageError, match="geojson"):
         qpnuclei.write_nuclei(table(1, 0), tmp_path / "n.csv")
 

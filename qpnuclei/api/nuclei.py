@@ -100,6 +100,8 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
         raise NotFoundError(f"{path} does not exist")
     try:
         return _from_parquet(path) if path.suffix.lower() == _PARQUET else _from_geojson(path)
+    except FormatError:  # is a ValueError, and names the file
+        raise
     except ValueError as error:
         raise FormatError(f"{path}: {error}", "each detection must be one polygon") from error
 
@@ -136,5 +138,11 @@ def _from_parquet(path: Path) -> NucleiTable:
         for field in table.schema
         if pa.types.is_floating(field.type) and field.name not in _CENTROIDS
     }
-    outlines = shapely.from_wkb(table[_GEOMETRY].to_pylist())
+    try:
+        outlines = shapely.from_wkb(table[_GEOMETRY].to_pylist())
+    except (TypeError, shapely.errors.ShapelyError) as error:
+        raise FormatError(
+            f"{path}: its column {_GEOMETRY!r} does not hold outlines as WKB: {error}",
+            "give a table that qpnuclei wrote",
+        ) from error
     return NucleiTable.from_polygons(outlines, measurements)

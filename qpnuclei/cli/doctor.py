@@ -34,13 +34,17 @@ def doctor(
     if project is not None:
         find_project_file(project)
     checks = check_installation()
-    if project is not None:
-        opened = open_project(project, backend=backend, image_root=image_root)
-        checks += check_project(opened)
-    if json:
-        print_json([{**asdict(check), "status": check.status.name.lower()} for check in checks])
-    else:
+    if not json:  # what is broken may be why the project cannot be opened
         for check in checks:
             print_check(check)
+    if project is not None:
+        opened = open_project(project, backend=backend, image_root=image_root)
+        of_project = check_project(opened)
+        checks += of_project
+        if not json:
+            for check in of_project:
+                print_check(check)
+    if json:
+        print_json([{**asdict(check), "status": check.status.name.lower()} for check in checks])
     if any(check.status is Status.BAD for check in checks):
         sys.exit(1)

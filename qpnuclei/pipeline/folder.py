@@ -15,7 +15,7 @@ from datetime import datetime
 from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qpnuclei.errors import FormatError, SaveError, UsageError
 from qpnuclei.pipeline.options import RunOptions
@@ -160,12 +160,12 @@ class RunFolder:
         Raises
         ------
         FormatError
-            If the list of failures is damaged.
+            If the list of failures cannot be read.
         """
         return {
             str(entry["key"]): entry
             for entry in self._failures()
-            if entry.get("tries", 0) >= TRIES and "key" in entry
+            if entry["tries"] >= TRIES and "key" in entry
         }
 
     def _failures(self) -> list[dict[str, Any]]:
@@ -176,17 +176,13 @@ class RunFolder:
         except OSError as error:
             raise unreadable(self._failures_path, error) from error
         found = []
-        for number, line in enumerate(lines, start=1):
-            try:
+        for line in lines:
+            # A line is cut if a process was killed while writing it, or the disk was full. Its unit
+            # is then tried again.
+            with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if number == len(lines):  # a process was killed while writing it
-                    break
-                raise FormatError(
-                    f"{self._failures_path}, line {number}, is damaged: {error}", "delete that file"
-                ) from error
-            if isinstance(entry, dict):
-                found.append(entry)
+                if isinstance(entry, dict) and isinstance(entry.get("tries"), int):
+                    found.append(entry)
         return found
 
     def add_failure(self, image: PlannedImage, unit: WorkUnit, tries: int, error: Any) -> None:
@@ -204,8 +200,9 @@ class RunFolder:
         path = self.make_for(self._inside(self._failures_path))
         try:
             # One write per line, so that lines of several processes do not mix.
-            with path.open("ab", buffering=0) as stream:
-                stream.write(b"%s\n" % json.dumps(entry).encode())
+            with path.open("a+b", buffering=0) as stream:
+                is_whole = not stream.seek(0, os.SEEK_END) or _last_byte(stream) == b"\n"
+                stream.write(b"%s%s\n" % (b"" if is_whole else b"\n", json.dumps(entry).encode()))
             copy_owner(path, path.parent)
         except OSError as refused:
             raise SaveError(f"{path} cannot be written: {refused.strerror}") from refused
@@ -219,7 +216,7 @@ class RunFolder:
             If the list cannot be written.
         """
         if self._failures_path.exists():
-            kept = [entry for entry in self._failures() if entry.get("tries", 0) < TRIES]
+            kept = [entry for entry in self._failures() if entry["tries"] < TRIES]
             lines = "".join(f"{json.dumps(entry)}\n" for entry in kept)
             write_atomically(self._inside(self._failures_path), lines.encode())
 
@@ -259,6 +256,11 @@ class RunFolder:
     def log(self, text: str, *arguments: object) -> None:
         """Add a line to the log file only."""
         _journal.info(text, *arguments)
+
+
+def _last_byte(stream: BinaryIO) -> bytes:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1)
 
 
 class _Log(logging.FileHandler):

@@ -19,6 +19,8 @@ from qpnuclei.pipeline.positivity import require_some_dab
 from qpnuclei.pipeline.space import check_space, need_of_results, need_of_shards
 from qpnuclei.pipeline.summary import RunSummary
 from qpnuclei.qupath.model import ImageEntry, Project
+from qpnuclei.qupath.project_file import data_file
+from qpnuclei.system.files import check_folder_target
 from qpnuclei.system.locks import locked
 
 _log = logging.getLogger(__name__)
@@ -80,10 +82,15 @@ def analyse_project(
                         with standing_alone(f"image {image.name}", partial(fail, image)):
                             data = planned.committed[image.entry]
                             summary.add_earlier(commit_of(image).complete_earlier(data))
+                writable = []
+                for image in todo:  # or else this is known only after hours
+                    with standing_alone(f"image {image.name}", partial(fail, image)):
+                        check_folder_target(data_file(project.path.parent, image.entry).parent)
+                        writable.append(image)
                 for image in infer_images(
                     folder,
                     plan,
-                    todo,
+                    writable,
                     computer.executor,
                     computer.engine,
                     fail,

@@ -30,6 +30,7 @@ LOCK_NAME = ".qpnuclei.lock"
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.3
+_NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -42,6 +43,8 @@ class Holder:
     mark: str
 
     def __str__(self) -> str:
+        if not self.process.pid:
+            return "an unknown process (the lock is damaged)"
         return f"process {self.process.pid} on {self.process.host}, since {self.since} UTC"
 
 
@@ -109,7 +112,9 @@ def holder_of(folder: Path) -> Holder | None:
     try:
         text = (folder / LOCK_NAME).read_bytes()
     except FileNotFoundError:
-        return None
+        if not os.path.lexists(folder / LOCK_NAME):
+            return None
+        text = b""  # a link to nothing
     try:
         content = json.loads(text)
         process = {name: kind(content[name]) for name, kind in _FIELDS.items()}
@@ -146,7 +151,9 @@ def _acquire(lock: Path, wait: bool, break_lock: bool) -> Holder | None:
                 ) from error
             raise SaveError(
                 f"{lock.parent} could not be saved to: its lock {lock.name}: {error.strerror}",
-                "nothing was changed; make room, and run again",
+                "nothing was changed; make room, and run again"
+                if error.errno in _NO_ROOM
+                else f"nothing was changed; remove {lock}, and run again",
             ) from error
         if other is None:  # released just now
             continue

@@ -6,7 +6,12 @@ import tifffile
 from PIL import Image
 
 from qpnuclei.errors import FormatError, NotFoundError, SlideError, UsageError
-from qpnuclei.evaluation.datasets import doubts_about_labels, read_folder, read_rgb
+from qpnuclei.evaluation.datasets import (
+    doubts_about_labels,
+    read_folder,
+    read_instance_map,
+    read_rgb,
+)
 from qpnuclei.evaluation.formats import read_dataset
 
 
@@ -26,6 +31,20 @@ def folder(tmp_path):
     tifffile.imwrite(labels / "c.tif", instances)
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["c", "b"]}))
     return tmp_path
+
+
+def test_a_label_map_with_one_wrong_bit_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (40, 50)).astype(np.uint16)
+    path = tmp_path / "a.png"
+    Image.fromarray(labels).save(path)
+    assert np.array_equal(read_instance_map(path), labels)
+    content = path.read_bytes()
+    start = content.index(b"IDAT") + 4
+    for place in range(start, len(content) - 16, 23):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(FormatError, match=r"a\.png"):
+            read_instance_map(path)
 
 
 def test_matches_images_and_labels_by_stem_whatever_their_format(folder):

@@ -642,6 +642,13 @@ def test_an_image_that_the_project_describes_otherwise_than_planned_is_refused(
         assert "--force" not in failure.error.hint
         assert open_project(place / "project").images[0].read().fingerprint == data
         (place / "project" / "project.qpproj").write_bytes(planned)
+    # Another slide in the place of the planned one is another slide, too.
+    slide = Path(open_project(place / "project").images[0].path or "")
+    slide.rename(slide.with_name("away"))
+    shutil.copy(other, slide)
+    (failure,) = qpnuclei.commit(folder, force=force).failures
+    assert f"another slide than when it was planned: {slide}" in failure.error.what
+    slide.with_name("away").replace(slide)
     # An address in another spelling is the same one.
     edit_server(place, lambda server: {**server, "uri": server["uri"].replace(".tif", ".t%69f")})
     slide = Path(open_project(place / "project").images[0].path or "")
@@ -887,6 +894,14 @@ def test_a_unit_that_fails_is_tried_three_times_and_the_rest_goes_on(tmp_path: P
     qpnuclei.infer(summary.run_dir, device="cpu", retry_failed=True)
     retried = (summary.run_dir / "failures.jsonl").read_text().splitlines()
     assert len(retried) == len(failures)
+    # A line that was cut, by a full disk, is as if it had not been written.
+    path = summary.run_dir / "failures.jsonl"
+    path.write_text("\n".join([retried[0], retried[1][:40]]))
+    qpnuclei.infer(summary.run_dir, device="cpu")
+    assert path.read_text().splitlines()[:2] == [retried[0], retried[1][:40]]
+    assert {json.loads(line)["key"] for line in path.read_text().splitlines()[2:]} == {
+        json.loads(line)["key"] for line in retried[1:]
+    }
     assert qpnuclei.plan(project, OPTIONS, retry_failed=True) == summary.run_dir
     assert (summary.run_dir / "failures.jsonl").read_text() == ""
     qpnuclei.infer(summary.run_dir, device="cpu")  # tries them again

@@ -150,6 +150,23 @@ def test_the_lock_of_a_killed_process_is_named_and_removed(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_to_nothing_is_the_lock_of_an_unknown_process(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(LockedError, match="an unknown process") as caught:
+        locked(tmp_path, wait=False).__enter__()
+    assert "--break-lock" in (caught.value.hint or "")
+    with locked(tmp_path, break_lock=True):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).mkdir()
+    with pytest.raises(SaveError, match=LOCK_NAME) as caught, locked(tmp_path):
+        pass
+    assert f"remove {tmp_path / LOCK_NAME}" in (caught.value.hint or "")
+
+
 def test_a_later_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     put_lock(tmp_path, replace(Process.this(), begun="00000000"))
     with locked(tmp_path, wait=False):
@@ -177,7 +194,7 @@ def test_a_lock_that_cannot_be_read_belongs_to_another_process(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / LOCK_NAME).write_text(content)
-    with pytest.raises(LockedError, match="unknown computer"), locked(tmp_path, wait=False):
+    with pytest.raises(LockedError, match="an unknown process"), locked(tmp_path, wait=False):
         pass
     with locked(tmp_path, break_lock=True):
         pass

@@ -24,6 +24,14 @@ def test_a_message_is_one_line_and_a_traceback_keeps_its_own() -> None:
     assert last == "ZeroDivisionError: division by zero"
 
 
+def test_a_log_that_cannot_be_opened_does_not_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run.log").mkdir()
+    folder = RunFolder(tmp_path)
+    with folder.logging():
+        folder.log("planned")
+    assert list((tmp_path / "run.log").iterdir()) == []
+
+
 def test_the_log_of_a_run_has_a_line_for_each_message(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with folder.logging():

@@ -37,18 +37,19 @@ def check_same_image(entry: ImageEntry, image: PlannedImage) -> None:
             f"image {entry.name} is opened in another way than when it was planned: its server or "
             "the arguments of the server changed in the project"
         )
-    if list(map(_place, entry.server.uris)) != list(map(_place, image.uris)):
-        if entry.path is None:
-            raise ConflictError(
-                f"the slide of image {entry.name} has another address than when it was planned, "
-                "and is not there to compare (connect its drive, or name its folder): "
-                f"{', '.join(entry.server.uris)}"
-            )
-        # A slide that was only moved stays the same.
-        if not _is_slide_of(entry.path, image):
-            raise ConflictError(
-                f"image {entry.name} has another slide than when it was planned: {entry.path}"
-            )
+    is_moved = list(map(_place, entry.server.uris)) != list(map(_place, image.uris))
+    if is_moved and entry.path is None:
+        raise ConflictError(
+            f"the slide of image {entry.name} has another address than when it was planned, "
+            "and is not there to compare (connect its drive, or name its folder): "
+            f"{', '.join(entry.server.uris)}"
+        )
+    # A slide that was only moved stays the same; another one may be in its place. The machine that
+    # saves may have none: then that of the same address counts as the same.
+    if entry.path is not None and not _is_slide_of(entry.path, image, if_unreadable=not is_moved):
+        raise ConflictError(
+            f"image {entry.name} has another slide than when it was planned: {entry.path}"
+        )
     now, planned = entry.server.mpp, image.stated_mpp
     if not same_mpp(now, planned) and (now is None or not agree(now, image.mpp)):
         raise ConflictError(
@@ -103,11 +104,11 @@ def _place(uri: str) -> object:
         return uri
 
 
-def _is_slide_of(path: Path, image: PlannedImage) -> bool:
+def _is_slide_of(path: Path, image: PlannedImage, *, if_unreadable: bool) -> bool:
     try:
         return slide_fingerprint(path) == image.slide.fingerprint
     except SlideError:
-        return False
+        return if_unreadable
 
 
 def _text(mpp: tuple[float, float] | None) -> str:

@@ -60,14 +60,20 @@ def pillow_image(path: Path, instead: str) -> Image.Image:
     Raises
     ------
     qpnuclei.errors.SlideError
-        If the image is larger than the limit; other errors are Pillow's.
+        If the image is larger than the limit, or the checksums of a PNG do not fit; other errors
+        are Pillow's.
     """
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.format == "PNG":
+                    image.verify()  # reading does not compare the checksums of the pixels
             return Image.open(path, formats=_FORMATS)
+        except SyntaxError as error:
+            raise SlideError(f"{path} is damaged: {error}", "copy it again") from error
         except Image.DecompressionBombError as error:
             raise SlideError(
                 f"{path} is too large for an untiled image: {error}", instead
