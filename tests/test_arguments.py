@@ -399,6 +399,65 @@ def test_a_training_is_not_resumed_by_a_text(
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize("start", [qpnuclei.train, qpnuclei.adapt])
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"seed": -1}, "seed=-1: not in the range"),
+        ({"seed": 1.5}, "seed=1.5: not an integer"),
+        ({"seed": "x"}, "seed='x': not a number"),
+        ({"settings": "x"}, "settings='x': no fields of a recipe"),
+    ],
+)
+def test_a_training_with_wrong_arguments_does_not_begin(
+    start: Callable[..., object], wrong: dict[str, Any], what: str, project: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(what)):
+        start([project], tmp_path / "ours", mpp=0.5, device="cpu", **wrong)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_class_of_truth_needs_corrections(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="truth-class was given without"):
+        qpnuclei.adapt(project, tmp_path / "ours", truth_class="Nucleus", device="cpu")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_an_image_in_memory_is_an_array() -> None:
+    rgb = np.full((64, 64, 3), 243, np.uint8)
+    engine = qpnuclei.load_engine("default", qpnuclei.EngineOptions(device="cpu"))
+    for wrong in (rgb.tolist(), Image.fromarray(rgb), "a.png", None):
+        with pytest.raises(UsageError, match=r"rgb=.*not an array"):
+            qpnuclei.segment(engine, wrong, 0.25)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="engine='default-40x': not an engine"):
+        qpnuclei.segment("default-40x", rgb, 0.25)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="stains=None: not Stains"):
+        qpnuclei.segment(engine, rgb, 0.25, stains=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 1, ["project"]])
+def test_a_project_is_a_path_or_a_project(wrong: Any, tmp_path: Path) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: qpnuclei.count(wrong),
+        lambda: qpnuclei.add_slides(wrong, ["a.png"]),
+        lambda: qpnuclei.write_report(wrong, tmp_path / "r.html"),
+        lambda: qpnuclei.run(wrong, qpnuclei.RunOptions(TISSUE)),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r"project=.*not a project"):
+            call()
+
+
+def test_slides_are_added_to_an_open_project(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (80, 80), "white").save(tmp_path / name)
+    project = qpnuclei.create_project(tmp_path / "project", [tmp_path / "a.png"], mpp=0.25)
+    grown = qpnuclei.add_slides(project, [tmp_path / "b.png"], mpp=0.25)
+    assert [image.name for image in grown.images] == ["a.png", "b.png"]
+    with pytest.raises(UsageError, match="image=1: not a text"):
+        grown.nuclei(1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("name", "call"),
     [

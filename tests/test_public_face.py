@@ -23,6 +23,7 @@ from qpnuclei.models.metadata import model_hash
 from qpnuclei.models.registry import resolve_model
 from qpnuclei.nuclei.table import NucleiTable
 from qpnuclei.qupath.counts import Row
+from qpnuclei.qupath.nucleus_files import write_nuclei_of
 from tests.evaluation.images import write_folder
 from tests.paths import ROOT, SAMPLES
 from tests.report.pages import Page
@@ -106,7 +107,7 @@ def test_a_notebook_shows_every_measurement() -> None:
     assert page.text[-4:] == ["m<8>", "66", "8", "124"]
 
 
-@pytest.mark.parametrize("suffix", [".geojson", ".geojson.gz", ".parquet"])
+@pytest.mark.parametrize("suffix", [".geojson", ".geojson.gz", ".parquet", ".geoparquet"])
 def test_nuclei_written_are_read_back(suffix: str, tmp_path: Path) -> None:
     made = table(5, 2)
     qpnuclei.write_nuclei(made, tmp_path / f"n{suffix}", "Lymphocyte")
@@ -140,6 +141,24 @@ def test_files_that_hold_no_nuclei(tmp_path: Path) -> None:
             qpnuclei.read_nuclei(tmp_path / "b.parquet")
     with pytest.raises(UsageError, match="geojson"):
         qpnuclei.write_nuclei(table(1, 0), tmp_path / "n.csv")
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".parquet"])
+def test_nuclei_of_several_images_are_not_one_table(suffix: str, tmp_path: Path) -> None:
+    project = qpnuclei.open_project(SAMPLES / "0.5.1" / "project", "native")
+    path = tmp_path / f"n{suffix}"
+    with_nuclei = []
+    for image in project.images:
+        nuclei = write_nuclei_of(project, [image], path).nuclei.get(image.id, 0)
+        if nuclei:
+            with_nuclei.append(image)
+            assert len(qpnuclei.read_nuclei(path)) == nuclei
+    assert len(with_nuclei) > 1
+    write_nuclei_of(project, with_nuclei, path)
+    what = f"nuclei of {len(with_nuclei)} images or planes"
+    with pytest.raises(FormatError, match=what) as caught:
+        qpnuclei.read_nuclei(path)
+    assert "--image" in str(caught.value)
 
 
 def test_nuclei_get_a_class_name_that_qupath_has(tmp_path: Path) -> None:

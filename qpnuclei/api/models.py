@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qpnuclei.choices import Range
+from qpnuclei.errors import UsageError, quoted
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.system.arguments import (
+    checked_count,
     checked_flag,
     checked_name,
     checked_text,
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from qpnuclei.evaluation.report import Report
     from qpnuclei.training.adaptation import Adaptation
     from qpnuclei.training.callbacks import TrainingCallbacks, TrainingResult
+
+_SEED = Range(0, None, "")
 
 
 def train(
@@ -87,7 +92,8 @@ def train(
     from qpnuclei.training.sources import find_sources
     from qpnuclei.training.train import check_recipe, train_model
 
-    fields = {**read_recipe(checked_name("config", config)), **(settings or {})}
+    checked_seed = checked_count("seed", seed, _SEED)
+    fields = {**read_recipe(checked_name("config", config)), **_checked_settings(settings)}
     check_recipe(fields)
     found = find_sources(
         [Path(source) for source in listed(sources)],
@@ -99,7 +105,7 @@ def train(
         found,
         Path(folder),
         device=resolve_device(checked_text("device", device)),
-        seed=seed,
+        seed=checked_seed,
         validation=path_or_none(validation),
         mpp=mpp,
         resume=checked_flag("resume", resume),
@@ -180,6 +186,7 @@ def adapt(
     from qpnuclei.training.adaptation import adapt as adapt_model
     from qpnuclei.training.sources import find_sources
 
+    checked_seed, changed = checked_count("seed", seed, _SEED), _checked_settings(settings)
     paths, images = [Path(source) for source in listed(sources)], checked_texts("images", images)
     sizes, roi = () if mpp is None else [mpp], checked_texts("roi", roi)
     found = find_sources(paths, mpp=sizes, roi=roi, images=images)
@@ -194,9 +201,9 @@ def adapt(
         found,
         Path(folder),
         model=checked_name("model", model),
-        settings=settings,
+        settings=changed,
         device=resolve_device(checked_text("device", device)),
-        seed=seed,
+        seed=checked_seed,
         resume=checked_flag("resume", resume),
         callbacks=callbacks,
         corrections=drawn.images,
@@ -267,3 +274,11 @@ def evaluate(
         mpp=chosen.mpp,
     )
     return evaluate_model(read.images, read.described, chosen, notes=read.notes)
+
+
+def _checked_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UsageError(
+            f"settings={quoted(settings)}: no fields of a recipe", "give a dict of name to value"
+        )
+    return dict(settings or {})

@@ -14,7 +14,7 @@ from qpnuclei.qupath.names import NEW_CLASS_COLOR, checked_class_name
 from qpnuclei.system.arguments import checked_text
 from qpnuclei.system.files import atomic_file
 
-_PARQUET = ".parquet"
+_PARQUET = (".parquet", ".geoparquet")
 #: The column of a Parquet table with outlines, as WKB.
 _GEOMETRY = "geometry"
 #: Columns of a Parquet table that are neither outlines nor measurements.
@@ -30,7 +30,7 @@ def write_nuclei(
     ----------
     nuclei : NucleiTable
     path : path-like
-        File ``.geojson``, ``.geojson.gz`` or ``.parquet``, replaced atomically.
+        File ``.geojson``, ``.geojson.gz`` or ``.parquet`` (``.geoparquet``), replaced atomically.
     class_name : str
         Class of the detections in QuPath; a Parquet table has none.
 
@@ -56,7 +56,7 @@ def write_nuclei(
         checked_class_name(checked_text("class_name", class_name)), NEW_CLASS_COLOR
     )
     outlines = [polygon.wkb for polygon in nuclei.polygons()]
-    if path.suffix.lower() == _PARQUET:
+    if path.suffix.lower() in _PARQUET:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -77,15 +77,16 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
     Parameters
     ----------
     path : path-like
-        File ``.geojson``, ``.geojson.gz`` or ``.parquet``. Detections are read, and the nuclei of
-        cells (the outlines of cells without a nucleus).
+        File ``.geojson``, ``.geojson.gz`` or ``.parquet`` (``.geoparquet``). Detections are read,
+        and the nuclei of cells (the outlines of cells without a nucleus).
 
     Raises
     ------
     NotFoundError
         If there is no such file.
     FormatError
-        If the file cannot be read, or a nucleus is not one polygon.
+        If the file cannot be read, a nucleus is not one polygon, or the nuclei are of several
+        images or planes.
 
     Examples
     --------
@@ -99,7 +100,7 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist")
     try:
-        return _from_parquet(path) if path.suffix.lower() == _PARQUET else _from_geojson(path)
+        return _from_parquet(path) if path.suffix.lower() in _PARQUET else _from_geojson(path)
     except FormatError:  # is a ValueError, and names the file
         raise
     except ValueError as error:
@@ -109,12 +110,14 @@ def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
 def _from_geojson(path: Path) -> NucleiTable:
     from qpnuclei.qupath.geojson.reading import read_objects
 
-    tables = []
+    tables, places = [], set()
     for found in read_objects(path):
         if found.kind in ("detection", "cell"):
             columns = {name: [value] for name, value in found.measurements.items()}
             outline = found.geometry if found.nucleus is None else found.nucleus
             tables.append(NucleiTable.from_polygons([outline], columns))
+            places.add((found.image, found.z, found.t))
+    _check_one_place(path, len(places))
     return concatenate(tables)
 
 
@@ -133,6 +136,8 @@ def _from_parquet(path: Path) -> NucleiTable:
             f"{path} has no column {_GEOMETRY!r}; it has {', '.join(table.column_names)}",
             "give a table that qpnuclei wrote",
         )
+    known = [name for name in ("image_id", "z", "t") if name in table.column_names]
+    _check_one_place(path, len({tuple(row.values()) for row in table.select(known).to_pylist()}))
     measurements = {
         field.name: table[field.name].to_numpy()
         for field in table.schema
@@ -146,3 +151,11 @@ def _from_parquet(path: Path) -> NucleiTable:
             "give a table that qpnuclei wrote",
         ) from error
     return NucleiTable.from_polygons(outlines, measurements)
+
+
+def _check_one_place(path: Path, number: int) -> None:
+    if number > 1:
+        raise FormatError(
+            f"{path} holds nuclei of {number} images or planes, and a table those of one",
+            "export each image by itself: qpnuclei export --by nucleus --image NAME",
+        )

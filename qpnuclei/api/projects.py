@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from qpnuclei.choices import Grouping
+from qpnuclei.errors import UsageError, quoted
 from qpnuclei.qupath.counts import Row
 from qpnuclei.qupath.image_names import match_images
 from qpnuclei.qupath.model import Project
@@ -57,7 +58,7 @@ def create_project(
 
 
 def add_slides(
-    project: str | os.PathLike[str],
+    project: str | os.PathLike[str] | Project,
     slides: Sequence[str | os.PathLike[str]],
     mpp: float | None = None,
 ) -> Project:
@@ -67,7 +68,7 @@ def add_slides(
 
     Parameters
     ----------
-    project : path-like
+    project : path-like or Project
     slides : sequence of path-like
     mpp : float, optional
         Pixel size in µm/px of the new slides; by default, that of each slide file.
@@ -93,7 +94,8 @@ def add_slides(
     """
     from qpnuclei.qupath import adding
 
-    return adding.add_slides(Path(project), [Path(slide) for slide in listed(slides)], mpp)[0]
+    path = project if isinstance(project, str | os.PathLike) else opened_project(project).path
+    return adding.add_slides(Path(path), [Path(slide) for slide in listed(slides)], mpp)[0]
 
 
 def count(
@@ -215,6 +217,7 @@ def held(
     """
     if isinstance(project, str | os.PathLike):
         return held_project(project)
+    _check_project(project)
     return held_project(project.path, project.backend, project.image_root)
 
 
@@ -222,4 +225,10 @@ def opened_project(project: str | os.PathLike[str] | Project) -> Project:
     """Open a project unless it is open already."""
     if isinstance(project, str | os.PathLike):
         return open_project(project)
+    _check_project(project)
     return project
+
+
+def _check_project(project: object) -> None:
+    if not hasattr(project, "image_root"):
+        raise UsageError(f"project={quoted(project)}: not a project", "give its path")

@@ -20,7 +20,7 @@ from qpnuclei.cli.options import (
     possible_mpp,
 )
 from qpnuclei.cli.train import STOPPING, ConsoleCallbacks, leave_stopped
-from qpnuclei.errors import UsageError, number_of
+from qpnuclei.errors import number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -120,11 +120,6 @@ def adapt(
     from qpnuclei.training.config import read_settings
     from qpnuclei.training.sources import find_sources
 
-    if truth_class and not corrections:
-        raise UsageError(
-            "--truth-class was given without --corrections",
-            "add --corrections with the class of the annotations around the drawn nuclei",
-        )
     fields = read_settings(settings or ())
     found = find_sources(
         sources,

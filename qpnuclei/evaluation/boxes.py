@@ -283,8 +283,14 @@ def read_corrected(
     Raises
     ------
     UsageError
-        If `roi` is given, but no path is a project. Also as `read_boxes`, like all other errors.
+        If `roi` is given, but no path is a project; or `truth_classes` without it. Also as
+        `read_boxes`, like all other errors.
     """
+    if truth_classes and not roi:
+        raise UsageError(
+            "--truth-class was given without --corrections",
+            "add --corrections with the class of the annotations around the drawn nuclei",
+        )
     projects = one_of_each_project(path for path in paths if is_project(path)) if roi else []
     if roi and not projects:
         raise UsageError(

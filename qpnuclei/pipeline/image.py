@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
-from qpnuclei.errors import UsageError
+from qpnuclei.errors import UsageError, quoted
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.pipeline.inference.infer import find_nuclei
 from qpnuclei.pipeline.planning.tiles import plan_tiles
@@ -45,7 +45,7 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
     qpnuclei.errors.MppError
         If `mpp` is absurd (< 0.05 or > 2.5).
     qpnuclei.errors.UsageError
-        If `rgb` is not such an array.
+        If `rgb` is not such an array, or `engine` or `stains` is something else.
 
     Examples
     --------
@@ -55,6 +55,15 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
     >>> len(segment(engine, glass, mpp=0.25))
     0
     """
+    if not hasattr(engine, "spec"):
+        raise UsageError(f"engine={quoted(engine)}: not an engine", "load one with load_engine")
+    if not isinstance(stains, Stains):
+        raise UsageError(f"stains={quoted(stains)}: not Stains", "leave it out for H&E")
+    if not isinstance(rgb, np.ndarray):
+        raise UsageError(
+            f"rgb={quoted(rgb)}: not an array",
+            "give (H, W, 3) uint8; of a picture of Pillow, np.asarray(picture.convert('RGB'))",
+        )
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
         raise UsageError(
             f"rgb must be (H, W, 3) uint8 and not empty, but is {rgb.shape} {rgb.dtype}",

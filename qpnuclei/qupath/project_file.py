@@ -13,6 +13,7 @@ from qpnuclei.errors import FormatError, NotFoundError, QpnucleiError, UsageErro
 from qpnuclei.qupath.model import ImageServer, PathClass, Project, packed_rgb
 from qpnuclei.qupath.names import replace_lone_surrogates_in_json
 from qpnuclei.slides.calibration import PixelCalibration
+from qpnuclei.system.arguments import checked_text
 from qpnuclei.system.files import one_spelling_each, read_regular, resolved, unreadable
 from qpnuclei.system.json_text import parse_json
 
@@ -61,7 +62,7 @@ class ProjectFolder:
         from qpnuclei.qupath.nucleus_rows import nuclei_of
         from qpnuclei.qupath.pixel_size import AskedMpp
 
-        entry = one_image(self.images, image)
+        entry = one_image(self.images, checked_text("image", image))
         return nuclei_of(self, entry, pixel_sizes=AskedMpp(mpp))
 
 
