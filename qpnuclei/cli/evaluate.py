@@ -174,10 +174,16 @@ def evaluate(
 
     from qpnuclei.evaluation.reading import read_annotated
     from qpnuclei.evaluation.report import report_files, write_report
+    from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.project_file import is_project
+    from qpnuclei.qupath.targets import check_target
     from qpnuclei.system.files import check_file_target
 
+    project = open_project(dataset, image_root=image_root) if is_project(dataset) else None
     for file in report_files(output):
         check_file_target(file)
+        if project is not None:
+            check_target(project, file)
     read = read_annotated(
         dataset,
         layout,

@@ -93,9 +93,11 @@ def export(
     from qpnuclei.qupath.image_names import match_images
     from qpnuclei.qupath.pixel_size import asked_mpp
     from qpnuclei.qupath.project import open_project
+    from qpnuclei.qupath.targets import check_target
 
     _check_file(output, by, kind)
     opened = open_project(project, backend=backend, image_root=image_root)
+    check_target(opened, output)
     entries = match_images(opened, tuple(image or ()))
     asked = _Asked(roi, class_name, asked_mpp(mpp, mpp_table, opened, entries, image))
     if by == "nucleus":
@@ -216,7 +218,12 @@ def _print_uncounted(rows: Sequence[Row]) -> None:
     from qpnuclei.pipeline.selection import is_excluded
     from qpnuclei.qupath.analysed import Status
 
-    missing = [row["class"] for row in rows if row["status"] == Status.NOT_ANALYSED]
+    # Lines and points have no area that could be analysed.
+    missing = [
+        row["class"]
+        for row in rows
+        if row["status"] == Status.NOT_ANALYSED and row["area_mm2"] != 0
+    ]
     left_out = sum(map(is_excluded, missing))
     if left_out:
         print_status(

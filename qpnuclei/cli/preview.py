@@ -135,6 +135,7 @@ def preview(
     from qpnuclei.qupath.pixel_size import AskedMpp, asked_mpp
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import OWN_FOLDER
+    from qpnuclei.qupath.targets import check_target
     from qpnuclei.system.files import name_of
     from qpnuclei.system.interrupts import leaving_on_interrupt
     from qpnuclei.system.memory import keep_freed_memory
@@ -158,6 +159,8 @@ def preview(
             opened = open_project(source, backend=backend, image_root=image_root)
             entries = choose_images(opened, tuple(image or ()), selection)
             path = output or opened.path.parent / OWN_FOLDER / "preview.html"
+            for target in (path, path.with_suffix(".png")):
+                check_target(opened, target)
             asked = asked_mpp(mpp, None, opened, entries, image)
 
         if output is None:

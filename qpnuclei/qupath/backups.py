@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qpnuclei.errors import SaveError, UsageError
 from qpnuclei.qupath.transaction import copy_durably, temporary_beside
+from qpnuclei.system.commands import as_typed
 from qpnuclei.system.files import copy_owner
 
 #: Folder of the backups, beside an image's data.qpdata. QuPath ignores it.
@@ -43,6 +44,17 @@ class Backup:
     replaced: datetime.datetime
     saved: datetime.datetime
     size: int
+
+
+def restore_hint(data_file: Path) -> str:
+    """Return what to do if a data file is damaged: restore the newest backup, if there is one."""
+    backups = list_backups(data_file)
+    if not backups:
+        return "restore the file from a backup"
+    project, entry_id = data_file.parents[2], data_file.parent.name
+    command = ["qpnuclei", "project", "restore", str(project), "--image", entry_id, "--latest"]
+    when = f"{backups[0].replaced:%Y-%m-%d %H:%M} UTC"
+    return f"restore the state that was replaced at {when}: {as_typed(command)}"
 
 
 def list_backups(data_file: Path) -> list[Backup]:

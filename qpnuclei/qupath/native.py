@@ -16,6 +16,7 @@ from qpnuclei.qupath.backups import (
     drop_old_backups,
     kept_backup,
     list_backups,
+    restore_hint,
 )
 from qpnuclei.qupath.image_names import unique_name
 from qpnuclei.qupath.model import ABSENT, Edit, ImageObjects, ImageServer
@@ -304,11 +305,12 @@ class NativeImage:
     def _backup_hint(self) -> str:
         path = self._backup_path
         if not path.exists():
-            return f"QuPath left no {path.name}; restore the file from a backup"
+            return f"QuPath left no {path.name}; {restore_hint(self.data_path)}"
         try:
             objects = DataFile.parse(read_regular(path), str(path)).read()
         except (FormatError, OSError):
-            return f"QuPath left {path.name} beside it, but that is unreadable too"
+            left = f"QuPath left {path.name} beside it, but that is unreadable too"
+            return f"{left}; {restore_hint(self.data_path)}"
         return (
             f"{path.name} beside it is readable, with "
             f"{number_of(len(objects.annotations), 'annotation')} and "

@@ -24,6 +24,7 @@ from qpnuclei.qupath.model import ImageEntry, PathClass, Project
 from qpnuclei.qupath.names import file_stem
 from qpnuclei.qupath.nucleus_rows import nuclei_of
 from qpnuclei.qupath.pixel_size import AskedMpp
+from qpnuclei.qupath.targets import check_target
 from qpnuclei.system.arguments import check_choice
 from qpnuclei.system.files import check_file_target, check_folder_target
 
@@ -116,12 +117,13 @@ def write_nuclei_of(
     ------
     UsageError
         If the format is unknown or its package missing, no annotation has one of the
-        `roi_classes`, or `path` does not fit.
+        `roi_classes`, or `path` does not fit, or is a slide or a file of the project.
     qpnuclei.errors.FormatError, qpnuclei.errors.SaveError
         If an image cannot be read, or the file cannot be written.
     """
     kind = format_of(path, asked)
     _check_target(kind, path)
+    check_target(project, path)
     check_classes(project, entries, tuple(roi_classes or ()))
     done = WrittenNuclei()
 
@@ -146,7 +148,7 @@ def write_nuclei_of(
                 yield entry, rows
 
     if kind == "ome-tiff":
-        _write_label_images(images(), path, done, only=len(entries) == 1)
+        _write_label_images(project, images(), path, done, only=len(entries) == 1)
     elif kind == "geojson":
         _write_geojson(project, images(), path, done)
     elif kind in ("h5ad", "zarr"):
@@ -206,7 +208,12 @@ def _write_store(
 
 
 def _write_label_images(
-    images: Iterator[tuple[ImageEntry, NucleusRows]], path: Path, done: WrittenNuclei, *, only: bool
+    project: Project,
+    images: Iterator[tuple[ImageEntry, NucleusRows]],
+    path: Path,
+    done: WrittenNuclei,
+    *,
+    only: bool,
 ) -> None:
     from qpnuclei.nuclei.exports.label_image import write_label_image
 
@@ -218,6 +225,7 @@ def _write_label_images(
         )
     for entry, rows in images:
         file = path if is_file else path / f"{file_stem(entry)}.ome.tif"
+        check_target(project, file)
         elsewhere = write_label_image(rows, file)
         if elsewhere:
             done.left_out.append(

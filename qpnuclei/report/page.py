@@ -16,6 +16,7 @@ from qpnuclei.qupath.model import ImageEntry, Project
 from qpnuclei.qupath.names import project_name
 from qpnuclei.qupath.pixel_size import AskedMpp
 from qpnuclei.qupath.project_counts import warn_of_missing_classes
+from qpnuclei.qupath.targets import check_target
 from qpnuclei.report.comparison import ImageSummary, annotations_of, comparison
 from qpnuclei.report.content import ImageContent, image_content
 from qpnuclei.report.image_pages import ImagePages
@@ -84,11 +85,12 @@ def write_report(
     Raises
     ------
     UsageError
-        If `path` is not a name for a page.
+        If `path` is not a name for a page, or is a file of the project.
     qpnuclei.errors.SaveError
         If the page cannot be written.
     """
     check_page(path)
+    check_target(project, path)
     report = _Report(project, entries, path, runs, options or ReportOptions())
     for number, entry in enumerate(entries, start=1):
         progress(number - 1, entry.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,19 @@ def test_backups_are_listed(project: Path, qpnuclei: Call, monkeypatch: pytest.M
 
 def test_no_backups(sample: Sample, qpnuclei: Call) -> None:
     assert "no run has replaced anything" in qpnuclei("project", "backups", sample("0.5.1")).stdout
+
+
+def test_the_error_about_a_damaged_file_names_the_command_that_restores_it(
+    project: Path, qpnuclei: Call
+) -> None:
+    (image, *_) = open_project(project).images
+    image.data_path.write_bytes(image.data_path.read_bytes()[:3000])
+    failed = qpnuclei("info", project, "--backend", "native")
+    assert failed.exit_code == 1
+    said = " ".join(failed.stdout.split())
+    command = said.partition("UTC: qpnuclei ")[2].partition(" --latest")[0]
+    assert qpnuclei(*shlex.split(command), "--latest").exit_code == 0
+    assert len(open_project(project).images[0].read().annotations) == 9
 
 
 @pytest.mark.parametrize("image", ["he small.png", "1"])

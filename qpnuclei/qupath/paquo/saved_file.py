@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qpnuclei.errors import FormatError, QpnucleiError, SaveError
+from qpnuclei.qupath.backups import restore_hint
 from qpnuclei.qupath.model import ABSENT
 from qpnuclei.qupath.transaction import digest_of_file
 from qpnuclei.system.files import TEMPORARY_PREFIX, unreadable
@@ -59,7 +60,7 @@ def backup_hint(file: Path) -> str:
     """Return a hint for the user on a damaged or missing data file."""
     if file.with_name(_BACKUP).exists():
         return f"QuPath left {_BACKUP} beside it: copy that to {file.name}"
-    return f"QuPath left no {_BACKUP}; restore the file from a backup"
+    return f"QuPath left no {_BACKUP}; {restore_hint(file)}"
 
 
 def fingerprint_of(file: Path) -> str:
