@@ -417,6 +417,19 @@ def test_a_training_with_wrong_arguments_does_not_begin(
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize("start", [qpnuclei.run, qpnuclei.plan])
+def test_classes_are_given_once(start: Callable[..., object], project: Path) -> None:
+    with pytest.raises(UsageError, match="roi and options were both given"):
+        start(project, qpnuclei.RunOptions(TISSUE), roi="Tumor")
+
+
+def test_no_progress_is_none(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 80), "white").save(tmp_path / "a.png")
+    project = qpnuclei.create_project(tmp_path / "project", [tmp_path / "a.png"], mpp=0.25)
+    options = qpnuclei.RunOptions(TISSUE, device="cpu")
+    assert qpnuclei.run(project, options, progress=None).failures == []
+
+
 def test_a_class_of_truth_needs_corrections(project: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="truth-class was given without"):
         qpnuclei.adapt(project, tmp_path / "ours", truth_class="Nucleus", device="cpu")
@@ -475,9 +488,7 @@ def test_pixel_sizes_by_image_are_a_mapping(
     assert caught.value.hint == "give {image: µm/px}"
 
 
-@pytest.mark.parametrize(
-    "wrong", ["0.25", 0.04, 2.6, math.nan, math.inf, True, (0.25, 0.25), [0.5]]
-)
+@pytest.mark.parametrize("wrong", ["0.25", 0.04, 2.6, math.nan, math.inf, True, (0.25, 9.0), [0.5]])
 @pytest.mark.parametrize(
     "call",
     [

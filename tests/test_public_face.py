@@ -7,6 +7,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -115,6 +116,26 @@ def test_nuclei_written_are_read_back(suffix: str, tmp_path: Path) -> None:
     assert shapely.equals(found.polygons(), made.polygons()).all()
     for name, column in made.measurements.items():
         np.testing.assert_array_equal(found.measurements[name], column)
+
+
+def test_a_parquet_table_loses_nothing(tmp_path: Path) -> None:
+    square = shapely.box(2, 3, 9, 11)
+    nuclei = qpnuclei.NucleiTable.from_polygons([square] * 2, {"z": [1.0, 2.0], "t": [3.0, 4.0]})
+    cells = qpnuclei.NucleiTable.from_polygons([square.buffer(2)] * 2, {})
+    path = tmp_path / "n.parquet"
+    qpnuclei.write_nuclei(replace(nuclei, cells=cells), path)
+    found = qpnuclei.read_nuclei(path)
+    assert found.measurements["z"].tolist() == [1, 2]
+    table = pq.read_table(path)
+    assert shapely.equals(
+        shapely.from_wkb(table["cell_geometry"].to_pylist()), cells.polygons()
+    ).all()
+    for name in ("geometry", "cell_geometry", "centroid_x_px"):
+        other = qpnuclei.NucleiTable.from_polygons([square], {name: [1.0]})
+        with pytest.raises(UsageError, match=f"another column '{name}'"):
+            qpnuclei.write_nuclei(other, tmp_path / "lost.parquet")
+        qpnuclei.write_nuclei(other, tmp_path / "n.geojson")
+    assert not (tmp_path / "lost.parquet").exists()
 
 
 def test_files_that_hold_no_nuclei(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from qpnuclei.choices import NUCLEUS_CLASS
-from qpnuclei.errors import FormatError, NotFoundError
+from qpnuclei.errors import FormatError, NotFoundError, UsageError
 from qpnuclei.nuclei.ids import hashed_ids
 from qpnuclei.nuclei.table import NucleiTable, concatenate
 from qpnuclei.qupath.model import PathClass
@@ -17,7 +17,8 @@ from qpnuclei.system.files import atomic_file
 _PARQUET = (".parquet", ".geoparquet")
 #: The column of a Parquet table with outlines, as WKB.
 _GEOMETRY = "geometry"
-#: Columns of a Parquet table that are neither outlines nor measurements.
+#: Columns of a Parquet table that are neither outlines nor measurements: where nuclei are.
+_PLACE = ("image_id", "z", "t")
 _CENTROIDS = tuple(f"centroid_{axis}_{unit}" for axis in "xy" for unit in ("px", "um"))
 
 
@@ -37,7 +38,8 @@ def write_nuclei(
     Raises
     ------
     UsageError
-        If the suffix is another one, or the name of the class is empty or not UTF-8.
+        If the suffix is another one, the name of the class is empty or not UTF-8, or a Parquet
+        table has another column with the name of a measurement.
     qpnuclei.errors.SaveError
         If the file cannot be written.
 
@@ -55,20 +57,38 @@ def write_nuclei(
     path_class = PathClass(
         checked_class_name(checked_text("class_name", class_name)), NEW_CLASS_COLOR
     )
-    outlines = [polygon.wkb for polygon in nuclei.polygons()]
     if path.suffix.lower() in _PARQUET:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        from qpnuclei.nuclei.exports.geoparquet import OutlineColumn, geo_metadata
-
-        table = pa.table({_GEOMETRY: pa.array(outlines, pa.binary()), **nuclei.measurements})
-        column = OutlineColumn(["Polygon"] if outlines else [])
-        table = table.replace_schema_metadata(geo_metadata({_GEOMETRY: column}))
-        with atomic_file(path) as stream:
-            pq.write_table(table, stream)
+        _write_parquet(path, nuclei)
         return
+    outlines = [polygon.wkb for polygon in nuclei.polygons()]
     write_detections(path, nuclei, hashed_ids(outlines), path_class)
+
+
+def _write_parquet(path: Path, nuclei: NucleiTable) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from qpnuclei.nuclei.exports.geoparquet import OutlineColumn, geo_metadata
+    from qpnuclei.nuclei.exports.rows import CELL_GEOMETRY
+
+    for name in (_GEOMETRY, CELL_GEOMETRY, *_CENTROIDS):
+        if name in nuclei.measurements:
+            raise UsageError(
+                f"{path}: a Parquet table has another column {name!r} than the measurement",
+                "rename the measurement, or write GeoJSON",
+            )
+    shapes = {_GEOMETRY: nuclei}
+    if nuclei.cells is not None:
+        shapes[CELL_GEOMETRY] = nuclei.cells
+    outlines = {
+        name: pa.array([polygon.wkb for polygon in table.polygons()], pa.binary())
+        for name, table in shapes.items()
+    }
+    column = OutlineColumn(["Polygon"] if len(nuclei) else [])
+    metadata = geo_metadata(dict.fromkeys(shapes, column))
+    table = pa.table({**outlines, **nuclei.measurements}).replace_schema_metadata(metadata)
+    with atomic_file(path) as stream:
+        pq.write_table(table, stream)
 
 
 def read_nuclei(path: str | os.PathLike[str]) -> NucleiTable:
@@ -136,7 +156,11 @@ def _from_parquet(path: Path) -> NucleiTable:
             f"{path} has no column {_GEOMETRY!r}; it has {', '.join(table.column_names)}",
             "give a table that qpnuclei wrote",
         )
-    known = [name for name in ("image_id", "z", "t") if name in table.column_names]
+    known = [
+        field.name
+        for field in table.schema
+        if field.name in _PLACE and not pa.types.is_floating(field.type)  # a measurement
+    ]
     _check_one_place(path, len({tuple(row.values()) for row in table.select(known).to_pylist()}))
     measurements = {
         field.name: table[field.name].to_numpy()
@@ -157,5 +181,5 @@ def _check_one_place(path: Path, number: int) -> None:
     if number > 1:
         raise FormatError(
             f"{path} holds nuclei of {number} images or planes, and a table those of one",
-            "export each image by itself: qpnuclei export --by nucleus --image NAME",
+            "export one image by itself (--image NAME), or read the table with pandas",
         )

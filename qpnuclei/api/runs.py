@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qpnuclei.api.projects import held
 from qpnuclei.errors import UsageError, quoted
 from qpnuclei.qupath.model import Project
-from qpnuclei.system.arguments import checked_texts, path_or_none
+from qpnuclei.system.arguments import checked_texts, listed, path_or_none
 
 if TYPE_CHECKING:
     from qpnuclei.pipeline.options import RunOptions
@@ -22,7 +22,7 @@ def run(
     project: str | os.PathLike[str] | Project,
     options: RunOptions | None = None,
     images: Sequence[str] = (),
-    progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
+    progress: Callable[[str, int, int, int], object] | None = None,
     *,
     roi: Sequence[str] = (),
     resume: bool = True,
@@ -41,7 +41,7 @@ def run(
         Selection of annotations, and settings.
     images : sequence of str
         Names or patterns (``*``, ``?``) of images; all by default.
-    progress : callable
+    progress : callable, optional
         Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``, for the tiles
         that are computed: those of an earlier start, or of other shards, do not count.
     roi : sequence of str
@@ -75,7 +75,7 @@ def run(
     >>> [row["nuclei"] for row in count(project, by="image")]
     [2]
     """
-    from qpnuclei.pipeline.inference.units import Conduct
+    from qpnuclei.pipeline.inference.units import Conduct, no_progress
     from qpnuclei.pipeline.request import check_request
     from qpnuclei.pipeline.run import analyse_project
     from qpnuclei.pipeline.selection import choose_images
@@ -86,7 +86,7 @@ def run(
     with held(project) as opened:
         options = _in_project(asked, opened)
         entries = choose_images(opened, options.images, options.selection)
-        return analyse_project(opened, entries, options, progress, conduct)
+        return analyse_project(opened, entries, options, progress or no_progress, conduct)
 
 
 def plan(
@@ -159,7 +159,7 @@ def infer(
     dask: str | None = None,
     unit_minutes: float | None = None,
     unit_gib: float | None = None,
-    progress: Callable[[str, int, int, int], None] = lambda image, done, tiles, nuclei: None,
+    progress: Callable[[str, int, int, int], object] | None = None,
 ) -> Path:
     """Find the nuclei of a plan, and save them in its folder, like ``qpnuclei infer``.
 
@@ -188,7 +188,7 @@ def infer(
     unit_gib : float, optional
         Memory limit for the process of a unit, in GiB (0.1 to 10,000). A unit that needs more
         fails.
-    progress : callable
+    progress : callable, optional
         As for `run`.
 
     Returns
@@ -214,7 +214,7 @@ def infer(
     ['plan.json', 'run.json', 'run.log']
     """
     from qpnuclei.pipeline.folder import RunFolder
-    from qpnuclei.pipeline.inference.units import Conduct
+    from qpnuclei.pipeline.inference.units import Conduct, no_progress
     from qpnuclei.pipeline.phases import infer_run
     from qpnuclei.system.threads import available_cores
 
@@ -233,7 +233,7 @@ def infer(
         conduct=Conduct(
             retry_failed=retry_failed, dask=dask, unit_minutes=unit_minutes, unit_gib=unit_gib
         ),
-        progress=progress,
+        progress=progress or no_progress,
     )
     return folder.path
 
@@ -311,6 +311,10 @@ def _options(options: RunOptions | None, images: Sequence[str], roi: Sequence[st
     from qpnuclei.pipeline.options import RunOptions
     from qpnuclei.pipeline.selection import Selection
 
+    if options is not None and listed(roi):
+        raise UsageError(
+            "roi and options were both given", "give the classes in the options: Selection(classes)"
+        )
     chosen = (
         RunOptions(Selection(classes=checked_texts("roi", roi))) if options is None else options
     )

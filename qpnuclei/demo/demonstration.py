@@ -19,7 +19,7 @@ from qpnuclei.demo.score import NucleiScore, match_nuclei
 from qpnuclei.errors import SlideError, UsageError, number_of
 from qpnuclei.models.registry import DEFAULT_MODEL
 from qpnuclei.nuclei.table import NucleiTable
-from qpnuclei.pipeline.inference.units import Progress
+from qpnuclei.pipeline.inference.units import Progress, no_progress
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.planning.image_plan import ImagePlan, plan_images
 from qpnuclei.pipeline.run import analyse_project
@@ -80,7 +80,7 @@ def demonstrate(
     mpp: float | None = None,
     model: str = DEFAULT_MODEL,
     device: str = "auto",
-    progress: Progress = lambda image, done, tiles, nuclei: None,
+    progress: Progress = no_progress,
     say: Callable[[str], None] = _log.info,
     size: tuple[int, int] = (6400, 5200),
 ) -> Demonstration:

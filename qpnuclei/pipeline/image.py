@@ -16,7 +16,9 @@ from qpnuclei.slides.slide import ImageInMemory
 from qpnuclei.slides.stains import DEFAULT_HE, Stains
 
 
-def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -> NucleiTable:
+def segment(
+    engine: Engine, rgb: RGB, mpp: float | tuple[float, float], stains: Stains = DEFAULT_HE
+) -> NucleiTable:
     """Find and measure the nuclei of one image in memory: what ``qpnuclei run`` does.
 
     The nuclei of a crop of a slide are exactly those that a run finds there only if the origin of
@@ -29,9 +31,9 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
         From `qpnuclei.segmentation.engine.load_engine`.
     rgb : (H, W, 3) uint8 ndarray
         Tissue. An engine that normalises colours takes all of it as the sample.
-    mpp : float
-        Resolution of `rgb` in µm/px. It is resampled to the engine's resolution unless they differ
-        by less than 10 %.
+    mpp : float or (float, float)
+        Resolution of `rgb` in µm/px; in x and in y, if it is two numbers, as of `Slide.mpp`. It is
+        resampled to the engine's resolution unless they differ by less than 10 %.
     stains : Stains
         For the measurements.
 
@@ -69,7 +71,8 @@ def segment(engine: Engine, rgb: RGB, mpp: float, stains: Stains = DEFAULT_HE) -
             f"rgb must be (H, W, 3) uint8 and not empty, but is {rgb.shape} {rgb.dtype}",
             "convert it; of a grey image, np.dstack([grey] * 3)",
         )
-    (resolved, _) = resolve_mpp(mpp, None, None, "the image")
+    one, two = (None, mpp) if isinstance(mpp, tuple) and len(mpp) == 2 else (mpp, None)
+    (resolved, _) = resolve_mpp(one, None, two, "the image")
     image = ImageInMemory(rgb, resolved)
     scale = Scale(resolved, working_downsample(resolved, engine.spec.mpp))
     size = image.width, image.height

@@ -29,7 +29,13 @@ from qpnuclei.pipeline.commit.same_image import check_still_same
 from qpnuclei.pipeline.folder import RunFolder, choose_folder
 from qpnuclei.pipeline.inference.computing import computing
 from qpnuclei.pipeline.inference.join import join_image
-from qpnuclei.pipeline.inference.units import Conduct, Progress, check_complete, infer_images
+from qpnuclei.pipeline.inference.units import (
+    Conduct,
+    Progress,
+    check_complete,
+    infer_images,
+    no_progress,
+)
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_project import plan_project
 from qpnuclei.pipeline.planning.layout import layout_of
@@ -84,7 +90,7 @@ def infer_run(
     share: tuple[int, int] = (1, 1),
     slides_from: Path | None = None,
     conduct: Conduct | None = None,
-    progress: Progress = lambda image, done, tiles, nuclei: None,
+    progress: Progress = no_progress,
 ) -> list[tuple[PlannedImage, QpnucleiError]]:
     """Compute the nuclei of a plan into its folder; the project is not needed.
 

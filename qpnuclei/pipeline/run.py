@@ -11,7 +11,7 @@ from qpnuclei.pipeline.commit.commit_image import ImageCommit
 from qpnuclei.pipeline.commit.same_image import check_still_same
 from qpnuclei.pipeline.folder import choose_folder
 from qpnuclei.pipeline.inference.computing import computing
-from qpnuclei.pipeline.inference.units import Conduct, Progress, infer_images
+from qpnuclei.pipeline.inference.units import Conduct, Progress, infer_images, no_progress
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.plan_project import plan_project
 from qpnuclei.pipeline.planning.plan_file import PlannedImage
@@ -30,7 +30,7 @@ def analyse_project(
     project: Project,
     entries: Sequence[ImageEntry],
     options: RunOptions,
-    progress: Progress = lambda image, done, tiles, nuclei: None,
+    progress: Progress = no_progress,
     conduct: Conduct | None = None,
 ) -> RunSummary:
     """Find the nuclei in the chosen annotations of some images and write them back.

@@ -23,7 +23,8 @@ def check_target(project: Project, target: Path) -> None:
     """
     place, folder = resolved(target), resolved(project.path.parent)
     is_own = any(place.is_relative_to(folder / name) for name in _OF_QUPATH)
-    if is_own or (place.name.startswith(project.path.name) and place.parent == folder):
+    names = project.path.name, f"{project.path.name}.backup"
+    if is_own or (place.parent == folder and place.name in names):
         raise UsageError(
             f"{target} is a file of the project {project.path}, and would be lost",
             "choose another name",

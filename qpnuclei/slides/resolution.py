@@ -155,15 +155,18 @@ def checked_sizes(name: str, sizes: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _checked(mpp: Mpp, source: MppSource, name: str) -> Mpp:
-    if not all(is_number(axis) and MIN_MPP <= axis <= MAX_MPP for axis in mpp):
-        size = mpp_text(mpp) if all(map(is_number, mpp)) else quoted(mpp[0])
+    is_numbers = all(map(is_number, mpp))
+    if not is_numbers or not all(MIN_MPP <= axis <= MAX_MPP for axis in mpp):
+        size = mpp_text(mpp) if is_numbers else quoted(mpp[0])
         where = {"--mpp": "the given mpp", "project": "the project", "slide": "the slide file"}[
             source
         ]
         raise MppError(
             f"{name}: a pixel size of {size} µm/px, from {where}, cannot be right "
             f"(possible: {MIN_MPP} to {MAX_MPP})",
-            "give the true one as mpp (--mpp), in µm per level-0 pixel (40x scans have about 0.25)",
+            "give the true one as mpp (--mpp), in µm per level-0 pixel (40x scans have about 0.25)"
+            if is_numbers
+            else "give one number as mpp, in µm per level-0 pixel",
         )
     return float(mpp[0]), float(mpp[1])
 

@@ -69,11 +69,25 @@ def state_of(path: Path) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
+def _place_of(path: Path) -> Path:
+    """Return the file that writing to a path replaces: of a link, the file that it leads to.
+
+    Raises
+    ------
+    SaveError
+        If it is a device or pipe, for example ``/dev/stdout``.
+    """
+    place = resolved(path) if path.is_symlink() else path
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise SaveError(f"{path} is not a regular file", "choose another name")
+    return place
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for binary writing that replaces `path` if the block succeeds.
 
-    Missing folders are created. If the block raises, `path` is unchanged.
+    Missing folders are created. If the block raises, `path` is unchanged. A link stays a link.
 
     Raises
     ------
@@ -83,6 +97,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     partial = None
     try:
         with saving(path):
+            path = _place_of(path)
             make_folders(path.parent)
             remove_leftovers(path.parent)
             handle, name = tempfile.mkstemp(
@@ -115,6 +130,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         If the file or folder cannot be written; names it.
     """
     with saving(path):
+        path = _place_of(path)
         make_folders(path.parent)
         remove_leftovers(path.parent)
         with tempfile.TemporaryDirectory(
@@ -324,9 +340,10 @@ def check_file_target(path: Path) -> None:
         If it is a folder, cannot be made, or its name is too long.
     """
     with saving(path):
-        if path.is_dir():
+        place = _place_of(path)
+        if place.is_dir():
             raise SaveError(f"{path} cannot be written: it is a folder", "choose another name")
-        _try_to_write(path.parent)
+        _try_to_write(place.parent)
 
 
 def check_folder_target(folder: Path) -> None:

@@ -54,6 +54,6 @@ def test_other_files_beside_them_are_written(
 ) -> None:
     monkeypatch.chdir(place)
     for _ in range(2):
-        for name in ("0.csv", "project/counts.csv", "project/data.csv"):
+        for name in ("0.csv", "project/counts.csv", "project/project.qpproj.csv"):
             assert qpnuclei("export", "project", "-o", name).exit_code == 0
     assert len(open_project("project").images) == 1

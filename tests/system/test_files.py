@@ -43,6 +43,35 @@ def test_a_loop_of_links_has_a_path(tmp_path: Path) -> None:
     assert resolved(tmp_path / "a").parent == tmp_path.resolve()
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "link.csv", tmp_path / "elsewhere" / "real.csv"
+    link.symlink_to(file)
+    for content in (b"1", b"2"):  # the first one creates the file
+        check_file_target(link)
+        write_atomically(link, content)
+        assert file.read_bytes() == content
+    with atomic_path(link) as partial:
+        partial.write_bytes(b"3")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"3"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "elsewhere",
+        "link.csv",
+        "real.csv",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    for write in (check_file_target, lambda path: write_atomically(path, b"1")):
+        with pytest.raises(SaveError, match=r"pipe\.csv is not a regular file"):
+            write(pipe)
+    assert pipe.is_fifo()
+
+
 def test_only_leftovers_of_ended_processes_of_this_computer_are_removed(tmp_path: Path) -> None:
     here = Process.this()
     dead = replace(here, begun="00000000").tag

@@ -32,10 +32,14 @@ _log = logging.getLogger(__name__)
 
 #: Called as ``progress(image name, tiles done, tiles in all, nuclei so far)``. The numbers are of
 #: the tiles that this call computes: those that were there before do not count.
-Progress = Callable[[str, int, int, int], None]
+Progress = Callable[[str, int, int, int], object]
 
 #: Called with an image that fails, and why.
 Report = Callable[[PlannedImage, QpnucleiError], object]
+
+
+def no_progress(image: str, done: int, tiles: int, nuclei: int) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
