@@ -186,6 +186,10 @@ def test_the_notebook_prints_what_the_packaged_model_finds(tmp_path: Path) -> No
     assert int(painted) == len(made.nuclei)
     # Another processor may find a nucleus more or fewer.
     assert int(found) == pytest.approx(len(nuclei), abs=2)
+    project = qpnuclei.create_project(tmp_path / "project", [made.path])
+    summary = qpnuclei.run(project, qpnuclei.RunOptions(qpnuclei.Selection(tissue=True)))
+    (written,) = re.findall(r"'nuclei': (\d+)", notebook)
+    assert int(written) == pytest.approx(summary.nuclei, abs=2)
 
 
 def templates() -> str:
