@@ -61,6 +61,7 @@ def check_project(project: Project) -> list[Check]:
     from qpnuclei.qupath.analysed import Record
     from qpnuclei.qupath.images import open_image, stains_of
     from qpnuclei.qupath.pixel_size import pixel_size
+    from qpnuclei.slides.resolution import mpp_text
 
     checks: list[Check] = [_check_folder(project.path.parent)]
     for entry in project.images:
@@ -76,7 +77,7 @@ def check_project(project: Project) -> list[Check]:
                 stains_of(entry)
                 mpp, source = pixel_size(entry, record, slide_mpp=lambda: slide.mpp)
             named = source if source == "an earlier run" else f"the {source}"
-            found = f"{slide.width}x{slide.height} px, {mpp[0]:.4g} µm/px from {named}"
+            found = f"{slide.width}x{slide.height} px, {mpp_text(mpp)} µm/px from {named}"
             checks.append(Check(name, Status.OK, found))
     return checks
 

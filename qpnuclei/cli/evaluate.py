@@ -172,6 +172,7 @@ def evaluate(
             "the table (.md) and the page (.html) are written beside it",
         )
 
+    from qpnuclei.evaluation.formats import SPLITS_FILE
     from qpnuclei.evaluation.reading import read_annotated
     from qpnuclei.evaluation.report import report_files, write_report
     from qpnuclei.qupath.project import open_project
@@ -184,6 +185,12 @@ def evaluate(
         check_file_target(file)
         if project is not None:
             check_target(project, file)
+        for given in (splits, dataset / SPLITS_FILE):
+            if given is not None and file.exists() and given.exists() and file.samefile(given):
+                raise UsageError(
+                    f"--output {output} is the list of splits, and would be lost",
+                    "choose another name",
+                )
     read = read_annotated(
         dataset,
         layout,

@@ -23,6 +23,7 @@ from qpnuclei.cli.console import (
 )
 from qpnuclei.cli.descriptions import COUNTED, object_counts
 from qpnuclei.errors import number_of
+from qpnuclei.slides.resolution import mpp_text
 from qpnuclei.system.one_line import in_one_line
 from qpnuclei.system.timing import peak_memory_mib
 
@@ -43,12 +44,12 @@ def plan_view(plans: list[ImagePlan]) -> Group:
     """Return a run's plan, image by image, with one line per region."""
     parts: list[Text | Table] = [Text("plan (nothing is changed)", style="bold")]
     for plan in plans:
-        read_at = " x ".join(f"{mpp:.4g}" for mpp in plan.scale.working_mpp)
         parts.append(Text(f"\n{in_one_line(plan.entry.name)}", style="bold"))
         parts.append(
             Text(
-                f"  {plan.scale.mpp[0]:.4g} µm/px from {in_one_line(plan.mpp_source)}, analysed at "
-                f"{read_at} µm/px with {in_one_line(Path(plan.model).name)}: "
+                f"  {mpp_text(plan.scale.mpp)} µm/px from {in_one_line(plan.mpp_source)}, analysed "
+                f"at {mpp_text(plan.scale.working_mpp)} µm/px with "
+                f"{in_one_line(Path(plan.model).name)}: "
                 f"{plan.megapixels:.2f} Mpx, tiles: {len(plan.tiles)}"
             )
         )

@@ -187,7 +187,8 @@ def read_boxes(
     Raises
     ------
     UsageError
-        If no class of boxes is given, there is no box, or no nucleus is drawn in a box. Also if,
+        If no class of boxes is given, there is no box, boxes overlap, or no nucleus is drawn in a
+        box. Also if,
         without `truth_classes`, all nuclei in the boxes are unchanged detections of qpnuclei.
     MppError
         If the pixel size is not known, or pixels are not square.
@@ -213,6 +214,7 @@ def read_boxes(
         areas = [a for a in objects.annotations if a.class_name in roi and a.is_area][:left]
         if not areas:
             continue
+        _check_apart(entry, areas)
         nuclei = _drawn(objects, classes, roi)
         left_out += nuclei.left_out
         (mpp_x, mpp_y), _ = pixel_size(
@@ -267,6 +269,18 @@ def read_boxes(
         "mended": corrected,
     }
     return AnnotatedSet(boxes, described, tuple(notes))
+
+
+def _check_apart(entry: ImageEntry, boxes: Sequence[Annotation]) -> None:
+    """Refuse boxes that overlap: nuclei in both would count twice."""
+    outlines = [box.area for box in boxes]
+    for first, second in shapely.STRtree(outlines).query(outlines, predicate="intersects").T:
+        if first < second and shapely.intersection(outlines[first], outlines[second]).area > 0:
+            raise UsageError(
+                f"image {entry.name}: the boxes {boxes[first].label} and {boxes[second].label} "
+                "overlap, and nuclei in both would count twice",
+                "move or merge them in QuPath, or give one of them another class",
+            )
 
 
 def read_corrected(

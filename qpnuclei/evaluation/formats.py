@@ -41,6 +41,9 @@ _log = logging.getLogger(__name__)
 #: Resolution of all three in µm/px: they were scanned at 40x.
 _MPP_40X = 0.25
 
+#: File of a data set that maps splits to names of images.
+SPLITS_FILE = "splits.json"
+
 
 @dataclass(frozen=True)
 class MonusegImage(AnnotatedImage):
@@ -276,7 +279,7 @@ def read_dataset(
     if layout == "auto":
         layout = _detect(folder)
         _log.info("%s: read as %s", folder, layout)
-    names = None if split is None else read_split(splits or folder / "splits.json", split)
+    names = None if split is None else read_split(splits or folder / SPLITS_FILE, split)
     if layout == "folder":
         return layout, [
             _of_folder(image, components, truth_classes)

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from qpnuclei.errors import number_of
 from qpnuclei.evaluation.bootstrap import bootstrap_interval
 from qpnuclei.evaluation.datasets import AnnotatedImage, doubts_about_labels
-from qpnuclei.evaluation.formats import read_dataset
+from qpnuclei.evaluation.formats import SPLITS_FILE, read_dataset
 from qpnuclei.evaluation.metrics import Scores, mean_scores, score
 from qpnuclei.evaluation.scoring import image_mpp
 from qpnuclei.models.metadata import PostProcessing
@@ -113,7 +113,7 @@ def validation_doubts(folder: Path) -> list[str]:
 
 
 def _validation_images(folder: Path) -> list[AnnotatedImage]:
-    split = "val" if (folder / "splits.json").is_file() else None
+    split = "val" if (folder / SPLITS_FILE).is_file() else None
     return read_dataset(folder, "folder", split)[1]
 
 

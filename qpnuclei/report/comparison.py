@@ -106,7 +106,9 @@ def _pooled(shown: Sequence[ImageSummary], rows: Sequence[Row]) -> list[Row]:
         area = row.pop("_of_density")
         known = row["nuclei"] is not None and area > 0
         row["nuclei_per_mm2"] = row["nuclei"] / area if known else math.nan
-    return list(pooled.values())
+    return [
+        row for row in pooled.values() if row["nuclei"] is not None or row["class"] != IGNORE_CLASS
+    ]
 
 
 def annotations_of(rows: Sequence[Row]) -> list[Row]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
+from PIL import Image
 
 from qpnuclei.errors import number_of
 from qpnuclei.qupath.areas import union, valid_area
@@ -27,6 +28,7 @@ from qpnuclei.report.pictures import (
 )
 from qpnuclei.report.runs import Run, RunOfImage
 from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
+from qpnuclei.slides.pixels import RGB
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
@@ -198,6 +200,8 @@ def _whole(
 ) -> Picture:
     """Draw annotations and TMA cores on the whole image."""
     rgb = slide.thumbnail(*_WHOLE_PX)
+    if mpp is not None and mpp[0] != mpp[1]:
+        rgb = _with_square_pixels(rgb, mpp)
     height, width = rgb.shape[:2]
     scale = width / slide.width, height / slide.height
     largest = sorted(annotations, key=lambda a: -a.area.area)[:_MOST_DRAWN]
@@ -227,6 +231,14 @@ def _whole(
         legible_tags(tags, width / height),
         legend=legend,
     )
+
+
+def _with_square_pixels(rgb: RGB, mpp: tuple[float, float]) -> RGB:
+    """Shorten the axis with the smaller pixels."""
+    height, width = rgb.shape[:2]
+    least = max(mpp)
+    size = max(round(width * mpp[0] / least), 1), max(round(height * mpp[1] / least), 1)
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
 
 
 def _group(annotation: Annotation) -> str:

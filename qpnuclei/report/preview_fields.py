@@ -19,6 +19,8 @@ from qpnuclei.slides.tissue import tissue_fraction
 _MOST_PLACES, MOST_IMAGES = 24, 8
 #: Places with a smaller share of tissue are used only if there are no others.
 _LEAST_TISSUE = 0.3
+#: The same for the share that is analysed.
+_LEAST_SHARE = 0.3
 #: Resolution of the pictures in µm/px.
 SHOWN_MPP = 0.25
 
@@ -43,6 +45,11 @@ class Candidate:
     box: tuple[float, float, float, float]
     haematoxylin: float
     tissue: float
+
+    @property
+    def share(self) -> float:
+        """The share of the place that is analysed."""
+        return float(self.analysed.area / shapely.box(*self.box).area)
 
     @property
     def analysed(self) -> shapely.Geometry:
@@ -73,6 +80,8 @@ def places_of(source: FieldSource) -> list[Candidate]:
 def choose_places(places: Sequence[Candidate], n_fields: int) -> list[Candidate]:
     """Choose fields from little haematoxylin to much, evenly spaced by rank."""
     with_tissue = [place for place in places if place.tissue >= _LEAST_TISSUE] or list(places)
+    # A field with a tiny annotation shows next to nothing.
+    with_tissue = [place for place in with_tissue if place.share >= _LEAST_SHARE] or with_tissue
     ranked = sorted(with_tissue, key=lambda place: place.haematoxylin)
     count = min(n_fields, len(ranked))
     return [ranked[int((i + 0.5) * len(ranked) / count)] for i in range(count)]

@@ -13,6 +13,7 @@ import jinja2
 from qpnuclei._version import __version__
 from qpnuclei.errors import number_of
 from qpnuclei.qupath.count_table import TEXT_COLUMNS
+from qpnuclei.slides.resolution import mpp_text
 from qpnuclei.system.files import Save, write_atomically
 
 
@@ -57,6 +58,7 @@ def _environment() -> jinja2.Environment:
     environment.globals.update(version=__version__, text_columns=TEXT_COLUMNS)
     environment.filters.update(
         shown=format_number,
+        mpp_text=mpp_text,
         number_of=partial(number_of, grouped=True),
         duration=_duration,
         is_number=is_number,

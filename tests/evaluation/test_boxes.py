@@ -165,6 +165,15 @@ def test_a_mended_nucleus_takes_the_place_of_the_detection(project: Project) -> 
     )
 
 
+def test_boxes_that_overlap_would_count_nuclei_twice(project: Project) -> None:
+    beside = [("Box", shapely.box(0, 0, 50, 50)), ("Box", shapely.box(50, 0, 99, 50))]
+    draw(project, [*beside, ("Nucleus", disc(20, 20, 6)), ("Nucleus", disc(70, 20, 6))])
+    assert len(read_boxes(project.path, ["Box"]).images) == 2
+    draw(project, [("Box", shapely.box(40, 0, 60, 50))])
+    with pytest.raises(UsageError, match="overlap, and nuclei in both would count twice"):
+        read_boxes(project.path, ["Box"])
+
+
 def test_what_cannot_be_compared_is_an_error(project: Project, tmp_path: Path) -> None:
     def refuse(error: type[QpnucleiError], match: str, *arguments: object, **more: object) -> None:
         with pytest.raises(error, match=match):

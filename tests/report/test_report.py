@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import shapely
+import tifffile
 from typer.testing import CliRunner
 
 import qpnuclei
@@ -96,6 +97,7 @@ def test_ignored_annotations_are_not_compared_with_others(made: Made, tmp_path: 
     assert {row["annotation"].text for row in compared}.isdisjoint({"Pen", "Fold"})
     assert len(compared) == 3
     assert "Not listed: 2 annotations of class Ignore*, not analysed." in page.text
+    assert "Ignore*" not in {row["class"].text for row in page.table("class", "images")}
     assert len(page.table("annotation", "uuid", "Solidity (SD)")) == 5
 
 
@@ -151,6 +153,19 @@ def test_cores_are_named_in_the_legend(tmp_path: Path) -> None:
     write_report(project, [image], tmp_path / "page.html")
     (caption,) = [c for c in Page.of(tmp_path / "page.html").captions if "Annotations" in c]
     assert "TMA core" in caption
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    wide = np.full((100, 400, 3), 200, np.uint8)  # 100 x 50 µm
+    path = tmp_path / "wide.tif"
+    px_per_cm = 40_000, 20_000
+    tifffile.imwrite(path, wide, photometric="rgb", resolution=px_per_cm, resolutionunit=3)
+    project = create_from_slides(tmp_path / "project", [path])
+    assert project.images[0].calibration.mpp_xy == (0.25, 0.5)
+    write_report(project, project.images, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "0.25 x 0.5 µm/px" in html
+    assert 'viewBox="0 0 200 100"' in html
 
 
 def test_classes_are_sums_of_the_export(made: Made) -> None:

@@ -180,7 +180,9 @@ def check_plausibility(
     """
     if not regions:
         return Doubts()
-    fields = choose_fields(regions, mpp)
+    size = pixels.width, pixels.height
+    # Beyond the slide is white, which would count as the brightest tissue.
+    fields = [_inside(field, size) for field in choose_fields(regions, mpp)]
     try:
         images = [read_field(pixels, field, mpp) for field in fields]
     except SlideError as error:
@@ -253,11 +255,20 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[S
     return fields[:: math.ceil(len(fields) / _MOST_OF_IMAGE) or 1]
 
 
+def _inside(field: SampleField, size: tuple[int, int]) -> SampleField:
+    """Move a field into an image of `size` level-0 px; cut it if the image is smaller."""
+    low, high = np.array(field.box).reshape(2, 2)
+    side = np.minimum(high - low, size)
+    corner = np.clip(low, 0, size - side)
+    return SampleField(field.region, (*corner.tolist(), *(corner + side).tolist()))
+
+
 def read_field(pixels: PixelSource, field: SampleField, mpp: tuple[float, float]) -> RGB:
     """Read a field at `FIELD_MPP`: (H, W, 3)."""
     x, y = FIELD_MPP / mpp[0], FIELD_MPP / mpp[1]
-    side = round(FIELD_UM / FIELD_MPP)
-    return pixels.read(round(field.box[0] / x), round(field.box[1] / y), side, side, (x, y))
+    x0, y0, x1, y1 = field.box
+    width, height = max(round((x1 - x0) / x), 1), max(round((y1 - y0) / y), 1)
+    return pixels.read(round(x0 / x), round(y0 / y), width, height, (x, y))
 
 
 def look_at(images: Sequence[RGB]) -> tuple[Appearance, list[Points]]:

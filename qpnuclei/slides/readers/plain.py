@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qpnuclei.errors import SlideError
+from qpnuclei.slides.readers.jpeg_end import lacks_end
 from qpnuclei.slides.readers.memory import ArrayReader
 from qpnuclei.slides.readers.reader import (
     CONVERT,
@@ -20,6 +21,7 @@ from qpnuclei.slides.readers.reader import (
     refuse_series,
     warn_once,
 )
+from qpnuclei.system.files import read_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,8 +44,13 @@ def open_plain(path: Path, series: int | None = None) -> SlideReader:
         If it is damaged, too large, or not 8-bit grey or RGB.
     """
     refuse_series(path, series)
-    with reading(path, "is damaged"), pillow_image(path, CONVERT) as image:
-        return _decoded(path, image)
+    with reading(path, "is damaged"):
+        if lacks_end(read_regular(path)):
+            raise SlideError(
+                f"{path} is damaged: zeros are in the place of its end", "copy it again"
+            )
+        with pillow_image(path, CONVERT) as image:
+            return _decoded(path, image)
 
 
 def pillow_image(path: Path, instead: str) -> Image.Image:

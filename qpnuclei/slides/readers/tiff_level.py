@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qpnuclei.errors import SlideError, number_of
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.slides.readers.jpeg_end import lacks_end
 
 #: Largest number of pixels of a tile, strip or untiled image that is decoded at once.
 MAX_DECODED_PIXELS = 200_000_000
@@ -119,6 +120,8 @@ class TiffLevel:
         file = page.parent.filehandle
         file.seek(offset)
         data = file.read(size)
+        if lacks_end(data):
+            raise ValueError(f"the end of tile {index} is missing: zeros are in its place")
         if _jpeg_pixels(data) > MAX_DECODED_PIXELS:
             raise ValueError(f"tile {index} is a JPEG with too many pixels to decode")
         tile = page.keyframe.decode(data, index, **self._tables)[0]

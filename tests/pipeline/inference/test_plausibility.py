@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -253,6 +254,26 @@ def test_fields_are_few_and_touch_their_regions(
         side = FIELD_UM / mpp
         assert len(own) <= max(4, 1 + 0.1 * region.geometry.area / side**2)
         assert len({box.wkt for box in own}) == len(own)
+
+
+@pytest.mark.parametrize("size", [(150, 150), (700, 300), (1201, 1203)])
+def test_fields_hold_no_pixels_beyond_the_slide(size: tuple[int, int]) -> None:
+    # Dark, so that white pixels would be the brightest.
+    width, height = size
+    dark = np.random.default_rng(0).integers(40, 60, (height, width, 3), np.uint8)
+    image = ImageInMemory(dark, MPP)
+    brightest: list[int] = []
+
+    class Watched(ImageInMemory):
+        def read(self, *place: Any) -> npt.NDArray[np.uint8]:
+            pixels = super().read(*place)
+            brightest.append(int(pixels.max()))
+            return pixels
+
+    doubts = check_plausibility(Watched(dark, MPP), everything(image), MPP, [])
+    assert brightest
+    assert max(brightest) < 70
+    assert "brightest pixels" in doubts.image
 
 
 def test_every_region_keeps_a_field_beside_large_ones() -> None:

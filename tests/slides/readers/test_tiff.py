@@ -179,6 +179,34 @@ def test_a_pixel_of_three_grey_samples_is_refused(tmp_path):
         open_slide(tmp_path / "x.tif")
 
 
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
+def test_a_tile_whose_end_is_zeros_is_damaged(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    tifffile.imwrite(path, noise, tile=(256, 256), photometric="rgb", compression=compression)
+    with tifffile.TiffFile(path) as tiff:
+        (offset,), (size,) = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
+    content = bytearray(path.read_bytes())
+    content[offset + size // 2 : offset + size] = bytes(size - size // 2)
+    with open_slide(path) as slide:
+        slide.read(0, 0, 64, 64)
+    path.write_bytes(content)
+    with open_slide(path) as slide, pytest.raises(SlideError, match="zeros are in its place"):
+        slide.read(0, 0, 64, 64)
+
+
+def test_a_jpeg_whose_end_is_zeros_is_damaged(tmp_path):
+    path = tmp_path / "a.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(100))  # padding is no damage
+    open_slide(path).close()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+    with pytest.raises(SlideError, match="zeros are in the place of its end"):
+        open_slide(path)
+
+
 def _write_grey_of_4_bit(path):
     Image.fromarray(picture(64, 48)[..., 0]).quantize(16).save(path)
     change_tags(path, PhotometricInterpretation=1, BitsPerSample=4)
