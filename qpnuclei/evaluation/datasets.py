@@ -31,6 +31,8 @@ GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
 _INSTANCE_MAP_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 LABEL_SUFFIXES = (*_INSTANCE_MAP_SUFFIXES, *GEOJSON_SUFFIXES)
 _MATLAB_SUFFIX = ".mat"
+#: A mask of classes has up to so many values, each in more parts than this.
+_MOST_CLASSES, _MOST_PARTS = 10, 3
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,17 @@ class AnnotatedImage:
         """
         labels = read_instance_map(self.labels_path)
         values = np.unique(labels[labels != 0])
-        if len(values) == 1:
-            mask = (labels != 0).astype(np.uint8)
-            parts = cv2.connectedComponents(mask, connectivity=8)[0] - 1
-            if parts > 1:
+        if 1 <= len(values) <= _MOST_CLASSES:
+            parts = sum(
+                cv2.connectedComponents((labels == value).astype(np.uint8), connectivity=8)[0] - 1
+                for value in values.tolist()
+            )
+            # Nuclei of an instance map are seldom in several parts.
+            if parts > (1 if len(values) == 1 else _MOST_PARTS * len(values)):
+                number = "one value" if len(values) == 1 else f"{len(values)} values"
                 raise FormatError(
-                    f"{self.labels_path}: a mask with one value in {parts} parts, not an instance "
-                    "map: all its nuclei would be one",
+                    f"{self.labels_path}: a mask with {number} in {parts} parts, not an instance "
+                    "map: all nuclei of a value would be one",
                     "give each nucleus its own value, or evaluate with --components, which treats "
                     "each connected part as a nucleus",
                 )

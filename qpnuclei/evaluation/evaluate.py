@@ -56,6 +56,9 @@ from qpnuclei.system.versions import versions
 
 _log = logging.getLogger(__name__)
 
+#: What the name of a model with other post-processing ends in.
+_TUNED = "-tuned"
+
 #: Called as ``progress(stage, done, total or None, note)``.
 ProgressCallback = Callable[[str, int, int | None, str], None]
 
@@ -218,6 +221,11 @@ def _check_target(options: EvaluationOptions) -> None:
         raise UsageError(
             f"--write-model {target} does not end in .safetensors", "give it this suffix"
         )
+    model = Path(split_model(str(options.model))[1])
+    if target.exists() and model.exists() and target.samefile(model):
+        raise UsageError(
+            f"--write-model {target} is the model itself, and would be lost", "name another file"
+        )
     check_file_target(target)
 
 
@@ -313,4 +321,5 @@ def _write_tuned(
     }
     # Load the network from the file: that of the engine was rearranged for speed.
     network, _ = load_model(resolve_model(split_model(model)[1]))
-    save_model(path, network, structs.replace(tuned, validation=validation))
+    name = f"{tuned.name.removesuffix(_TUNED)}{_TUNED}"
+    save_model(path, network, structs.replace(tuned, name=name, validation=validation))

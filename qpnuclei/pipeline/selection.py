@@ -454,6 +454,8 @@ def our_tissue(annotations: Sequence[Annotation], record: Record) -> list[Annota
         for annotation in annotations
         if is_ours(annotation.id)
         and annotation.class_name == TISSUE_CLASS
+        and annotation.name is None
+        and annotation.is_bare
         and record.has(annotation)
     ]
 

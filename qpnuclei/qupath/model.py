@@ -123,6 +123,11 @@ class Annotation:
     metadata: Mapping[str, str] = field(default_factory=dict)
     measurements: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has neither a colour of its own nor metadata nor measurements."""
+        return self.color is None and not self.metadata and not self.measurements
+
     @cached_property
     def area(self) -> shapely.Geometry:
         """The area of the ROI: a valid Polygon or MultiPolygon, empty if it has no area."""

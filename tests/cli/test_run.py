@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from qpnuclei.cli.app import app
 from qpnuclei.errors import LockedError, SaveError, UsageError
 from qpnuclei.nuclei.ids import is_ours
 from qpnuclei.nuclei.store import Shards, temporary_shards
+from qpnuclei.pipeline.selection import our_tissue
+from qpnuclei.qupath.analysed import Record
 from qpnuclei.qupath.geojson.reading import read_objects
 from qpnuclei.qupath.model import Detections, Edit, ImageObjects, NewAnnotation, PathClass
 from qpnuclei.qupath.native import NativeImage, open_project
@@ -318,6 +321,23 @@ def test_the_next_run_replaces_the_tissue(qpnuclei: Call, tmp_path: Path) -> Non
     assert row["analysed_mm2"] == pytest.approx(tissue.geometry.area * 0.25e-6)
     assert row["analysed_mm2"] < row["area_mm2"] == pytest.approx(700 * 460 * 0.25e-6)
     assert row["nuclei"] == len(third.detections)
+
+
+def test_a_tissue_to_which_the_user_added_something_is_the_users(
+    sample: Sample, qpnuclei: Call
+) -> None:
+    project = sample("0.5.1")
+    assert qpnuclei("run", project, *TISSUE).exit_code == 0
+    objects = open_project(project).images[0].read()
+    record = Record.of(objects.properties, "")
+    (tissue,) = our_tissue(objects.annotations, record)
+    for change in (
+        {"name": "Section 1"},
+        {"color": -1},
+        {"metadata": {"ANNOTATION_DESCRIPTION": "seen"}},
+        {"measurements": {"score": 1.0}},
+    ):
+        assert our_tissue([replace(tissue, **change)], record) == []
 
 
 def test_a_tissue_that_the_user_edited_stays(sample: Sample, qpnuclei: Call) -> None:

@@ -37,6 +37,9 @@ def test_figures_are_not_lost_with_a_model_that_cannot_be_written(tmp_path: Path
         str(model), mpp=0.25, device="cpu", tune=True, write_model=folder / "m.safetensors"
     )
 
+    with pytest.raises(UsageError, match="is the model itself, and would be lost"):
+        evaluate_model([image], {}, replace(options, write_model=model))
+
     def progress(stage: str, *_: object) -> None:
         if stage == "tuning":
             folder.touch()

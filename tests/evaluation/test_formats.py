@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -304,6 +305,22 @@ def test_a_mask_is_no_instance_map_in_any_file(
     labels = image.read_labels()
     assert np.unique(labels).tolist() == [0, 1, 2]
     np.testing.assert_array_equal(labels > 0, mask > 0)
+
+
+def test_a_mask_of_classes_is_no_instance_map(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", ("a",))
+    (folder / "labels" / "a.png").unlink()
+    labels = np.zeros((60, 60), np.uint8)
+    for number, (y, x) in enumerate(itertools.product(range(0, 60, 20), repeat=2)):
+        labels[y : y + 9, x : x + 9] = 1 + number % 2
+    np.save(folder / "labels" / "a.npy", labels)
+    with pytest.raises(FormatError, match="a mask with 2 values in 9 parts, not an instance map"):
+        read_dataset(folder)[1][0].read_labels()
+    # Some nuclei in several parts are no classes.
+    labels[labels == 2] = 0
+    labels[20:29, 20:29], labels[40:49, 40:49] = 3, 4
+    np.save(folder / "labels" / "a.npy", labels)
+    assert read_dataset(folder)[1][0].read_labels().max() == 4
 
 
 def test_a_truncated_matlab_file_is_named(consep: Path) -> None:

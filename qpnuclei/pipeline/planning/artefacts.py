@@ -188,6 +188,8 @@ def _is_as_made(annotation: Annotation, entry: ImageEntry) -> bool:
         is_ours(annotation.id)
         and annotation.class_name == IGNORE_CLASS
         and annotation.is_area
+        and annotation.is_bare
+        and not annotation.locked
         and any(
             _id(piece, annotation.name, entry) == annotation.id
             for piece in _pieces(annotation.geometry)

@@ -1,5 +1,6 @@
 """Artefacts become annotations that belong to whoever changes them."""
 
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -11,6 +12,7 @@ from qpnuclei.choices import IGNORE_CLASS
 from qpnuclei.errors import MppError, UsageError
 from qpnuclei.pipeline.options import RunOptions
 from qpnuclei.pipeline.phases import plan_run
+from qpnuclei.pipeline.planning import artefacts
 from qpnuclei.pipeline.planning.artefacts import mark_artefacts
 from qpnuclei.pipeline.planning.image_plan import plan_images
 from qpnuclei.pipeline.selection import Selection
@@ -66,6 +68,21 @@ def test_what_is_not_found_any_more_goes(project, tmp_path):
     done = mark_artefacts(project, project.images[0], NOTHING_SAID)
     assert (done.added, done.removed, done.kept) == (0, 1, 1)
     assert [a.geometry.centroid.y > 128 for a in annotations(project)] == [True]
+
+
+def test_what_a_user_added_to_a_mark_makes_it_the_users(project):
+    entry = project.images[0]
+    mark_artefacts(project, entry, NOTHING_SAID)
+    mark = annotations(project)[0]
+    assert artefacts._is_as_made(mark, entry)
+    for change in (
+        {"locked": True},
+        {"color": -1},
+        {"metadata": {"ANNOTATION_DESCRIPTION": "seen"}},
+        {"measurements": {"score": 1.0}},
+        {"name": "mine"},
+    ):
+        assert not artefacts._is_as_made(replace(mark, **change), entry)
 
 
 def test_what_someone_changed_or_drew_stays_and_is_not_found_again(project):
