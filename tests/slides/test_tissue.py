@@ -44,6 +44,15 @@ def test_a_slide_that_is_all_tissue_is_all_tissue(tmp_path):
     assert outline(rgb, tmp_path).equals(shapely.box(0, 0, 160, 120))
 
 
+@pytest.mark.parametrize("tint", [(1, 0.96, 0.89), (1, 0.95, 0.85), (0.88, 0.93, 1)])
+def test_glass_with_a_colour_is_glass(tint):
+    truth = np.zeros((120, 160), bool)
+    truth[20:90, 30:100] = True
+    rgb = np.rint(painted(((30, 20, 100, 90), PINK)) * np.array(tint)).astype(np.uint8)
+    found = tissue_mask(rgb)
+    assert (found & truth).sum() / (found | truth).sum() > 0.93
+
+
 def test_the_outline_lies_where_the_tissue_is(tmp_path):
     rgb = painted(((30, 20, 100, 90), PINK))
     found = outline(rgb, tmp_path)
