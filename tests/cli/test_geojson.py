@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
+import pytest
 import shapely
 
 from qpnuclei.qupath.geojson.objects import GeoJsonObject
@@ -35,6 +38,30 @@ def test_export_and_import(sample: Sample, qpnuclei: Call, tmp_path: Path) -> No
         "into plain.tif: 0 annotations, 0 detections imported; 1 already existed" in outcome.stdout
     )
     assert len(open_project(project).images[0].read().annotations) == 9
+
+
+@pytest.mark.parametrize("version", ["0.2.3", "0.3.2", "0.4.4"])
+def test_new_uuids_of_an_old_project_double_nothing(
+    sample: Sample, qpnuclei: Call, tmp_path: Path, version: str
+) -> None:
+    """QuPath makes new UUIDs each time that it opens a file without any."""
+    project = sample(version)
+    folder = tmp_path / "geojson"
+    assert qpnuclei("geojson", "export", project, "-o", folder, *NATIVE).exit_code == 0
+    objects = [image.read() for image in open_project(project).images]
+    before = [(len(one.annotations), len(one.detections)) for one in objects]
+    has_ids = version == "0.4.4"
+    assert all(a.id is not None for one in objects for a in one.annotations) == has_ids
+    for _ in range(2):
+        for path in folder.iterdir():
+            content = json.loads(gzip.decompress(path.read_bytes()))
+            for feature in content["features"]:
+                if not has_ids:
+                    feature["id"] = str(uuid4())
+            path.write_bytes(gzip.compress(json.dumps(content).encode()))
+        qpnuclei("geojson", "import", project, *sorted(folder.iterdir()), *NATIVE)
+    after = [image.read() for image in open_project(project).images]
+    assert [(len(one.annotations), len(one.detections)) for one in after] == before
 
 
 def test_into_a_named_image(sample: Sample, qpnuclei: Call, tmp_path: Path) -> None:

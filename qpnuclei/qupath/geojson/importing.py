@@ -341,7 +341,8 @@ class _Incoming:
 
     def _is_known(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
         if found.id is not None and found.id not in self._existing:
-            return False
+            # Each time that QuPath opens a file of 0.2 or 0.3, it makes new UUIDs.
+            return self._has_no_ids and self._is_known_by_place(found, geometry)
         existing = None if found.id is None else self._existing[found.id]
         if isinstance(existing, Annotation):
             known = found.kind == "annotation" and same_place(geometry, existing.geometry)
@@ -351,6 +352,12 @@ class _Incoming:
             known = False
         # An earlier import may have given it a new UUID.
         return known or self._is_known_by_place(found, geometry)
+
+    @cached_property
+    def _has_no_ids(self) -> bool:
+        """Whether QuPath 0.2 or 0.3 has saved the image: its objects have no UUIDs."""
+        annotations, detections = self._objects.annotations, self._objects.detections
+        return None in [*(one.id for one in annotations[:1]), *detections.ids[:1]]
 
     def _is_known_by_place(self, found: GeoJsonObject, geometry: shapely.Geometry) -> bool:
         """Tell whether an object was imported before under another UUID."""
