@@ -154,12 +154,18 @@ def build_tile_index(
         If a scale has no tile at all.
     """
     index = tissue_tiles(sources, scales, tile_px, min_tissue, on_source)
-    for mpp, tiles in zip(scales, index.per_scale(len(scales)), strict=True):
+    per_scale = index.per_scale(len(scales))
+    with_tiles = [mpp for mpp, tiles in zip(scales, per_scale, strict=True) if len(tiles)]
+    for mpp, tiles in zip(scales, per_scale, strict=True):
         if len(tiles) == 0:
+            hint = "give larger or finer images"
+            if len(with_tiles) > 1:  # the magnification is told from another one
+                left = ",".join(f"{other:g}" for other in with_tiles)
+                hint += f", or leave that scale out: --set scales=[{left}]"
             raise UsageError(
                 f"no source has a tile of {tile_px} px at {mpp} µm/px that is {min_tissue:.0%} "
                 f"tissue (the finest source has {min(max(s.mpp) for s in sources):.3g} µm/px)",
-                "give larger or finer images, or leave that scale out: --set scales=[0.5,1.0]",
+                hint,
             )
         _log.info("%s at %g µm/px", number_of(len(tiles), "tile"), mpp)
     _warn_of_sources_without_tiles(index, sources, scales, tile_px, min_tissue)

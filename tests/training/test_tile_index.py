@@ -66,6 +66,15 @@ def test_no_tiles_are_made_finer_than_the_source(sources: list[Source]) -> None:
     assert set(both.source[both.scale == 1].tolist()) == {0, 1}
 
 
+def test_the_hint_names_scales_that_have_tiles(sources: list[Source]) -> None:
+    for scales, left in (((0.25, 0.5, 16.0), "[0.25,0.5]"), ((0.25, 16.0), None)):
+        with pytest.raises(UsageError, match="at 16") as caught:
+            build_tile_index(sources[:1], scales, 100, 0.7)
+        hint = caught.value.hint or ""
+        assert hint.startswith("give larger or finer images")
+        assert (f"--set scales={left}" in hint) if left else ("--set" not in hint)
+
+
 def test_images_without_tiles_are_named(
     sources: list[Source], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
