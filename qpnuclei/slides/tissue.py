@@ -108,7 +108,8 @@ def _white_balanced(smooth: RGB) -> RGB:
     if len(glass) < _GLASS_SHARE * smooth[..., 0].size:
         return smooth
     colour = np.median(glass, axis=0)
-    if np.ptp(colour) <= _MIN_CHROMA:
+    # What absorbs green most is stained: pale tissue may be as even as glass.
+    if np.ptp(colour) <= _MIN_CHROMA or colour.argmin() == 1:
         return smooth
     return np.asarray(np.rint(np.minimum(smooth * (colour.max() / colour), 255)), np.uint8)
 

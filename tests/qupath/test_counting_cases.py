@@ -117,7 +117,7 @@ def test_counts_of_classes(case: dict[str, Any]) -> None:
                 read=lambda objects=objects: objects,
             )
         )
-    project: Any = SimpleNamespace(path=SimpleNamespace(parent=SimpleNamespace(name="p"), name="q"))
+    project: Any = SimpleNamespace(path=Path("p/q"))
     rows = count_project(project, entries)
     fixed = set(count_project(project, [bare_entry()])[0])
     for row, columns in zip(rows, case["columns"], strict=True):

@@ -162,7 +162,7 @@ def test_no_cell_begins_a_formula_and_no_measurement_takes_the_place_of_a_column
 ):
     monkeypatch.setattr("qpnuclei.qupath.nucleus_files.nuclei_of", lambda *_, **__: evil_rows())
     entry = SimpleNamespace(id="1", name="a")
-    project = SimpleNamespace(classes=[], images=[entry])
+    project = SimpleNamespace(classes=[], images=[entry], path=Path("p/project.qpproj"))
     write_nuclei_of(project, [entry], tmp_path / "n.csv")
     with (tmp_path / "n.csv").open(encoding="utf-8-sig", newline="") as stream:
         first, second = csv.DictReader(stream)
@@ -226,7 +226,8 @@ def test_text_that_some_formats_refuse_is_written_as_a_mark(suffix, tmp_path, mo
     )
     entry = SimpleNamespace(id="1", name="a")
     path = tmp_path / f"nuclei{suffix}"
-    write_nuclei_of(SimpleNamespace(classes=[], images=[entry]), [entry], path)
+    project = SimpleNamespace(classes=[], images=[entry], path=Path("p/project.qpproj"))
+    write_nuclei_of(project, [entry], path)
     marked = "a\ufffdb\ufffd"
     if suffix == ".h5ad":
         made = anndata.read_h5ad(path)

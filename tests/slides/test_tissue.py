@@ -53,6 +53,10 @@ def test_glass_with_a_colour_is_glass(tint):
     assert (found & truth).sum() / (found | truth).sum() > 0.93
 
 
+def test_pale_and_even_tissue_is_no_glass():
+    assert tissue_mask(np.full((120, 160, 3), (235, 200, 225), np.uint8)).all()
+
+
 def test_the_outline_lies_where_the_tissue_is(tmp_path):
     rgb = painted(((30, 20, 100, 90), PINK))
     found = outline(rgb, tmp_path)
