@@ -178,7 +178,7 @@ def evaluate(
     from qpnuclei.qupath.project import open_project
     from qpnuclei.qupath.project_file import is_project
     from qpnuclei.qupath.targets import check_target
-    from qpnuclei.system.files import check_file_target
+    from qpnuclei.system.files import check_file_target, is_same_file
 
     project = open_project(dataset, image_root=image_root) if is_project(dataset) else None
     for file in report_files(output):
@@ -186,7 +186,7 @@ def evaluate(
         if project is not None:
             check_target(project, file)
         for given in (splits, dataset / SPLITS_FILE):
-            if given is not None and file.exists() and given.exists() and file.samefile(given):
+            if given is not None and is_same_file(file, given):
                 raise UsageError(
                     f"--output {output} is the list of splits, and would be lost",
                     "choose another name",

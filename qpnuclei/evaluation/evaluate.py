@@ -51,7 +51,7 @@ from qpnuclei.segmentation.predictor import Predictor
 from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import checked_mpp
 from qpnuclei.system.arguments import check_fields, checked_flag, checked_name, checked_text
-from qpnuclei.system.files import check_file_target, resolved
+from qpnuclei.system.files import check_file_target, is_same_file, resolved
 from qpnuclei.system.versions import versions
 
 _log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ def _check_target(options: EvaluationOptions) -> None:
             f"--write-model {target} does not end in .safetensors", "give it this suffix"
         )
     model = Path(split_model(str(options.model))[1])
-    if target.exists() and model.exists() and target.samefile(model):
+    if is_same_file(target, model):
         raise UsageError(
             f"--write-model {target} is the model itself, and would be lost", "name another file"
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from qpnuclei.errors import UsageError
 from qpnuclei.qupath.model import Project
-from qpnuclei.system.files import resolved
+from qpnuclei.system.files import is_same_file, resolved
 
 #: Folders of a project that QuPath writes.
 _OF_QUPATH = ("data", "classifiers")
@@ -32,9 +31,8 @@ def check_target(project: Project, target: Path) -> None:
     if not target.exists():
         return
     for entry in project.images:
-        with suppress(OSError):
-            if entry.path is not None and entry.path.samefile(target):
-                raise UsageError(
-                    f"{target} is the slide of image {entry.name}, and would be lost",
-                    "choose another name",
-                )
+        if entry.path is not None and is_same_file(entry.path, target):
+            raise UsageError(
+                f"{target} is the slide of image {entry.name}, and would be lost",
+                "choose another name",
+            )

@@ -27,8 +27,9 @@ from qpnuclei.report.pictures import (
     scale_bar,
 )
 from qpnuclei.report.runs import Run, RunOfImage
-from qpnuclei.report.views import View, choose_views, moved_inside, seam_views, tile_borders
+from qpnuclei.report.views import View, choose_views, seam_views, tile_borders
 from qpnuclei.slides.pixels import RGB
+from qpnuclei.tiling.box import moved_inside
 
 if TYPE_CHECKING:
     from qpnuclei.slides.slide import Slide
@@ -121,7 +122,7 @@ def image_pictures(
         *_seams(slide, image, nuclei, run, of_run),
     ]
     size = slide.width, slide.height
-    views = [moved_inside(view, size) for view in views]
+    views = [View(view.title, moved_inside(view.box, size)) for view in views]
     crops = tuple(_crop(slide, nuclei, view) for view in views)
     whole = replace(whole, marks=_marks(whole, views, size))
     return ImagePictures(whole, *_density(nuclei), crops)

@@ -204,14 +204,6 @@ def seam_views(
     return views
 
 
-def moved_inside(view: View, size: tuple[int, int]) -> View:
-    """Move a view into the image; shrink it if the image is smaller."""
-    limits = np.array(size, float)
-    low, high = np.array(view.box).reshape(2, 2)
-    side = np.minimum(high - low, limits)
-    return View(view.title, _box(np.clip(low, 0, limits - side), side))
-
-
 def busiest(points: Floats, centroids: Floats, radius: float) -> tuple[float, float]:
     """Return the one of (M, 2) points with most nuclei within `radius`, all in level-0 px."""
     from scipy.spatial import cKDTree  # importing it takes longer than a report of one tile

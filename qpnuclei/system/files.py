@@ -216,6 +216,14 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
+def is_same_file(a: Path, b: Path) -> bool:
+    """Tell whether two paths lead to one file or folder that exists, in any spelling."""
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
+
+
 def make_folders(folder: Path) -> None:
     """Create a folder and its missing parents, each with the owner of the one that it is in.
 

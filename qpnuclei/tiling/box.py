@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import shapely
 
 
@@ -61,3 +62,20 @@ class Box(NamedTuple):
             min(self.y1, other.y1),
         )
         return common if common.width > 0 and common.height > 0 else None
+
+
+def moved_inside(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Move a box (x0, y0, x1, y1) into an image of `size` px; shrink it if the image is smaller.
+
+    Examples
+    --------
+    >>> moved_inside((-40, 900, 200, 1140), (2000, 1000)), moved_inside((5, 5, 50, 9), (30, 90))
+    ((0.0, 760.0, 240.0, 1000.0), (0.0, 5.0, 30.0, 9.0))
+    """
+    low, high = np.array(box, float).reshape(2, 2)
+    side = np.minimum(high - low, size)
+    corner = np.clip(low, 0, size - side)
+    (x0, y0), (x1, y1) = corner.tolist(), (corner + side).tolist()
+    return x0, y0, x1, y1

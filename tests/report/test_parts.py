@@ -17,14 +17,13 @@ from qpnuclei.report.histogram import histogram
 from qpnuclei.report.pictures import legible_tags, outlines, path_data, round_length, scale_bar
 from qpnuclei.report.views import (
     SIDE_UM,
-    View,
     choose_views,
-    moved_inside,
     seam_views,
     tile_borders,
 )
 from qpnuclei.segmentation.engine import EngineSpec
 from qpnuclei.slides.resolution import Scale
+from qpnuclei.tiling.box import moved_inside
 
 MPP = (0.5, 0.5)
 
@@ -153,9 +152,9 @@ def test_a_tag_does_not_cover_a_small_area() -> None:
 
 
 def test_a_view_shows_nothing_beyond_the_image() -> None:
-    assert moved_inside(View("", (-40, 900, 200, 1140)), (2000, 1000)).box == (0, 760, 240, 1000)
-    assert moved_inside(View("", (-40, -10, 200, 230)), (300, 100)).box == (0, 0, 240, 100)
-    inside = View("", (10.5, 20, 30.5, 40))
+    assert moved_inside((-40, 900, 200, 1140), (2000, 1000)) == (0, 760, 240, 1000)
+    assert moved_inside((-40, -10, 200, 230), (300, 100)) == (0, 0, 240, 100)
+    inside = (10.5, 20, 30.5, 40)
     assert moved_inside(inside, (100, 100)) == inside
 
 

@@ -26,6 +26,7 @@ from qpnuclei.slides.pixels import RGB
 from qpnuclei.slides.resolution import mpp_text
 from qpnuclei.slides.slide import PixelSource
 from qpnuclei.slides.stains import Stains, estimate_macenko, separate
+from qpnuclei.tiling.box import moved_inside
 
 #: Side of a field, and the resolution at which it is read.
 FIELD_UM, FIELD_MPP = 128.0, 0.5
@@ -182,7 +183,10 @@ def check_plausibility(
         return Doubts()
     size = pixels.width, pixels.height
     # Beyond the slide is white, which would count as the brightest tissue.
-    fields = [_inside(field, size) for field in choose_fields(regions, mpp)]
+    fields = [
+        SampleField(field.region, moved_inside(field.box, size))
+        for field in choose_fields(regions, mpp)
+    ]
     try:
         images = [read_field(pixels, field, mpp) for field in fields]
     except SlideError as error:
@@ -253,14 +257,6 @@ def choose_fields(regions: Sequence[Region], mpp: tuple[float, float]) -> list[S
             corner = centres[(2 * k + 1) * len(centres) // (2 * n)] - side / 2
             fields.append(SampleField(index, (*corner.tolist(), *(corner + side).tolist())))
     return fields[:: math.ceil(len(fields) / _MOST_OF_IMAGE) or 1]
-
-
-def _inside(field: SampleField, size: tuple[int, int]) -> SampleField:
-    """Move a field into an image of `size` level-0 px; cut it if the image is smaller."""
-    low, high = np.array(field.box).reshape(2, 2)
-    side = np.minimum(high - low, size)
-    corner = np.clip(low, 0, size - side)
-    return SampleField(field.region, (*corner.tolist(), *(corner + side).tolist()))
 
 
 def read_field(pixels: PixelSource, field: SampleField, mpp: tuple[float, float]) -> RGB:

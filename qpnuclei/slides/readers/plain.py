@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qpnuclei.errors import SlideError
-from qpnuclei.slides.readers.jpeg_end import lacks_end
+from qpnuclei.slides.readers.jpeg_end import file_lacks_end
 from qpnuclei.slides.readers.memory import ArrayReader
 from qpnuclei.slides.readers.reader import (
     CONVERT,
@@ -21,7 +21,6 @@ from qpnuclei.slides.readers.reader import (
     refuse_series,
     warn_once,
 )
-from qpnuclei.system.files import read_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +44,7 @@ def open_plain(path: Path, series: int | None = None) -> SlideReader:
     """
     refuse_series(path, series)
     with reading(path, "is damaged"):
-        if lacks_end(read_regular(path)):
+        if file_lacks_end(path):
             raise SlideError(
                 f"{path} is damaged: zeros are in the place of its end", "copy it again"
             )
